@@ -1,0 +1,1 @@
+"""The policy and its reward channel: parameters as NNX modules (pytrees), everything else as functions."""

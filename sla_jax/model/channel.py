@@ -1,0 +1,96 @@
+"""The reward channel (arXiv 2503.00029, §1 of its release's layout): a thin network beside the policy, pointwise in time.
+
+    u_0 = silu(W_0 · norm(h_0))      u_i = silu(W_i · norm([h_i; u_{i-1}])) + u_{i-1}      r = H · [h_L; u_{L-1}]
+
+h_0 is the embedding, h_i the residual stream after block i, h_L the output of the final norm. It has no attention and no
+cache, so it folds into the scan over blocks (`forward.py`, `decoding.py`), or runs alone on stored features
+(`channel_rewards`). All three paths call `enter`, `step` and `read`, so train-path and serve-path rewards agree.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sla_jax.model.config import ChannelConfig, ModelConfig
+from sla_jax.model.layers import linear, rms_norm
+
+INIT_STD = 0.02
+
+
+class Channel(nnx.Module):
+    """Parameters: `first*` is layer 0 (it reads the embedding alone), `norm`/`linear` are layers 1..L-1 stacked."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.dtype(jnp.float32)):
+        channel = _require(config)
+        d, c, deep = config.width, channel.width, config.layers - 1
+        keys = jax.random.split(key, 3)
+        self.first_norm = nnx.Param(jnp.ones((d,), dtype))
+        self.first = nnx.Param(_normal(keys[0], (d, c), dtype))
+        self.norm = nnx.Param(jnp.ones((deep, d + c), dtype))
+        self.linear = nnx.Param(_normal(keys[1], (deep, d + c, c), dtype))
+        sizes = head_sizes(config)
+        pairs = zip(sizes, sizes[1:], jax.random.split(keys[2], len(sizes) - 1), strict=False)
+        self.head = nnx.List([nnx.Param(_normal(k, (i, o), dtype)) for i, o, k in pairs])
+
+
+def init_channel(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.dtype(jnp.float32)) -> Channel:
+    """A fresh channel for `config.channel`: norms one, matrices normal with deviation 0.02."""
+    return Channel(config, key, dtype)
+
+
+def head_sizes(config: ModelConfig) -> list[int]:
+    """Widths of the head's layers: D+C → (rate·D)* → outputs."""
+    channel = _require(config)
+    hidden = int(channel.head_hidden_rate * config.width)
+    return [config.width + channel.width, *[hidden] * (channel.head_layers - 1), channel.head_outputs]
+
+
+def enter(channel: Channel, h: Float[Array, "*B D"], eps: float) -> Float[Array, "*B C"]:
+    """u_0 from the embeddings h_0."""
+    return jax.nn.silu(linear(rms_norm(h, channel.first_norm[...], eps), channel.first[...]))
+
+
+def step(
+    norm: Float[Array, "E"], weight: Float[Array, "E C"], h: Float[Array, "*B D"], u: Float[Array, "*B C"], eps: float
+) -> Float[Array, "*B C"]:
+    """u_i from h_i and u_{i-1}; E = D + C. All-zero weights leave u exactly as it is."""
+    return jax.nn.silu(linear(rms_norm(jnp.concatenate([h, u], axis=-1), norm, eps), weight)) + u
+
+
+def read(channel: Channel, h: Float[Array, "*B D"], u: Float[Array, "*B C"]) -> Float[Array, "*B"]:
+    """The reward, float32, from the final-norm output h_L and u_{L-1}."""
+    x = jnp.concatenate([h, u], axis=-1)
+    last = len(channel.head) - 1
+    for i, weight in enumerate(channel.head):
+        x = linear(x, weight[...])
+        x = jax.nn.silu(x) if i < last else x
+    return x[..., 0].astype(jnp.float32)
+
+
+def padded(channel: Channel) -> tuple[Array, Array]:
+    """Layers 1..L-1 with a zero layer appended: L entries to scan beside the blocks, the last an exact no-op."""
+    return tuple(jnp.pad(w, ((0, 1),) + ((0, 0),) * (w.ndim - 1)) for w in (channel.norm[...], channel.linear[...]))
+
+
+def channel_rewards(
+    channel: Channel, config: ModelConfig, features: Float[Array, "L1 *B D"]
+) -> Float[Array, "*B"]:
+    """Rewards from stored features (h_0 … h_{L-1}, h_L after the final norm): [L+1, …, D] → float32 […]."""
+    u = enter(channel, features[0], config.eps)
+
+    def body(u: Array, layer: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        norm, weight, h = layer
+        return step(norm, weight, h, u, config.eps), None
+
+    u, _ = jax.lax.scan(body, u, (channel.norm[...], channel.linear[...], features[1:-1]))
+    return read(channel, features[-1], u)
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return (INIT_STD * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def _require(config: ModelConfig) -> ChannelConfig:
+    assert config.channel is not None, "this config has no reward channel"
+    return config.channel

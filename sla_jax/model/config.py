@@ -1,0 +1,179 @@
+"""What a policy is, read from a Hugging Face `config.json` and from nothing else.
+
+The model never looks at a model's name. Two architectures imply fields that their config files leave unsaid (Qwen2 has
+biases on q, k and v; Qwen3 normalizes q and k); `IMPLIED` says them once. Arguments that change the numbers have no
+defaults: a config that lacks `rms_norm_eps` is an error, never 1e-6 by guess.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from sla_jax.errors import UserError, nearest
+
+# architecture → what its config.json implies without saying it
+IMPLIED: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {},
+    "LlamaForCausalLMRewardTransformer": {},
+    "MistralForCausalLM": {},
+    "Qwen2ForCausalLM": {"qkv_bias": True},
+    "Qwen3ForCausalLM": {"qk_norm": True},
+}
+T = TypeVar("T")
+ROPE_KINDS = ("default", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary position embedding. `factor` and the `*_freq`/`original_max_position` fields only matter to scaled kinds."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelConfig:
+    """The reward channel (arXiv 2503.00029): its width C and its head (`head_layers` linear layers, only output 0 is the reward)."""
+
+    width: int
+    head_layers: int = 1
+    head_outputs: int = 2
+    head_hidden_rate: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and switches of one Llama-family policy; hashable, so it can be a static argument."""
+
+    vocab_size: int  # V
+    width: int  # D
+    ffn: int  # F
+    layers: int  # L
+    heads: int  # N
+    kv_heads: int  # K
+    head_dim: int  # H
+    eps: float
+    rope: Rope
+    max_positions: int
+    activation: str
+    tied: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()  # one entry a layer: attend to this many last positions; None = all
+    channel: ChannelConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}.")
+        if self.activation != "silu":
+            raise UserError(f"hidden_act={self.activation!r} is not supported; this model family uses 'silu'.")
+        if len(self.windows) != self.layers:
+            object.__setattr__(self, "windows", (None,) * self.layers)
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+
+def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Read a Hugging Face `config.json`. Raises UserError naming the field that is missing or not supported."""
+    arch = _architecture(raw)
+    need = functools.partial(_need, raw)
+    implied = IMPLIED[arch]
+    if raw.get("mlp_bias"):
+        raise UserError("config.json says mlp_bias=true; biases in the feed-forward layers are not supported.")
+    width, heads = need("hidden_size", int), need("num_attention_heads", int)
+    layers = need("num_hidden_layers", int)
+    bias = bool(raw.get("attention_bias", False))
+    return ModelConfig(
+        vocab_size=need("vocab_size", int),
+        width=width,
+        ffn=need("intermediate_size", int),
+        layers=layers,
+        heads=heads,
+        kv_heads=int(raw.get("num_key_value_heads") or heads),
+        head_dim=int(raw.get("head_dim") or width // heads),
+        eps=need("rms_norm_eps", float),
+        rope=_rope(raw),
+        max_positions=need("max_position_embeddings", int),
+        activation=need("hidden_act", str),
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=implied.get("qkv_bias", bias),
+        out_bias=bias and "qkv_bias" not in implied,
+        qk_norm=implied.get("qk_norm", False),
+        windows=_windows(raw, layers),
+        channel=_channel(raw, arch),
+    )
+
+
+def _need(raw: Mapping[str, Any], name: str, kind: Callable[[Any], T]) -> T:
+    """A required field, converted; a missing or unreadable one is an error that names it."""
+    if raw.get(name) is None:
+        raise UserError(f"config.json has no {name!r}; it changes the numbers, so it has no default.{nearest(name, raw)}")
+    try:
+        return kind(raw[name])
+    except (TypeError, ValueError):
+        raise UserError(f"config.json: {name}={raw[name]!r} cannot be read as {kind}.") from None
+
+
+def _architecture(raw: Mapping[str, Any]) -> str:
+    names = raw.get("architectures") or []
+    if len(names) == 1 and names[0] in IMPLIED:
+        return str(names[0])
+    shown = ", ".join(map(str, names)) or "nothing"
+    hint = nearest(str(names[0]), IMPLIED) if names else ""
+    raise UserError(f"config.json names the architecture {shown}; supported are {', '.join(IMPLIED)}.{hint}")
+
+
+def _rope(raw: Mapping[str, Any]) -> Rope:
+    """`rope_theta` + `rope_scaling` (transformers < 5) or `rope_parameters` (transformers ≥ 5)."""
+    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    fields = {"rope_theta": raw.get("rope_theta"), **scaling}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ROPE_KINDS:
+        raise UserError(f"config.json asks for rope scaling {kind!r}; supported are {', '.join(ROPE_KINDS)}.{nearest(kind, ROPE_KINDS)}")
+    theta = _need(fields, "rope_theta", float)
+    if kind == "default":
+        return Rope(theta=theta)
+    factor = _need(fields, "factor", float)
+    if kind == "linear":
+        return Rope(theta=theta, kind="linear", factor=factor)
+    return Rope(
+        theta=theta,
+        kind="llama3",
+        factor=factor,
+        low_freq_factor=_need(fields, "low_freq_factor", float),
+        high_freq_factor=_need(fields, "high_freq_factor", float),
+        original_max_position=_need(fields, "original_max_position_embeddings", int),
+    )
+
+
+def _windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """Sliding-window size per layer. `use_sliding_window: false` (Qwen) switches it off; `layer_types` says which layers slide."""
+    window = raw.get("sliding_window")
+    if not window or not raw.get("use_sliding_window", True):
+        return (None,) * layers
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        first = int(raw.get("max_window_layers") or 0) if raw.get("use_sliding_window") else 0
+        kinds = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _channel(raw: Mapping[str, Any], arch: str) -> ChannelConfig | None:
+    """The public release's keys; 512 is its own default width for configs that do not say one."""
+    if arch != "LlamaForCausalLMRewardTransformer" and "tt_hidden_size" not in raw:
+        return None
+    return ChannelConfig(
+        width=int(raw.get("tt_hidden_size", 512)),
+        head_layers=int(raw.get("sr_head_layer", 1)),
+        head_outputs=int(raw.get("sr_out_dim", 2)),
+        head_hidden_rate=float(raw.get("sr_hidden_size_rate", 1)),
+    )

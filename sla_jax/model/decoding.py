@@ -1,0 +1,164 @@
+"""One token per lane against a shared prefix: the cache, and the moves that decoding makes on it.
+
+The committed text's keys and values are stored once per request and read once per step: the queries of all W lanes form
+one matrix against them. Each lane adds a short suffix of uncommitted tokens, kept **right-aligned**: the chunk being
+decoded always occupies the last k of the T places, so step t writes place T-k+t in every lane of every request, and
+starting the next chunk is one gather that also shifts by k. The two partial softmaxes share their maximum, which merges
+them exactly.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sla_jax.model import channel as reward_channel
+from sla_jax.model.config import ModelConfig
+from sla_jax.model.forward import MASKED, logits, mlp, project, qkv, trunk, window_sizes
+from sla_jax.model.layers import rms_norm, rope_table
+from sla_jax.model.policy import Policy
+from sla_jax.sharding import constrain
+
+
+class Cache(NamedTuple):
+    """Keys and values of R requests with W lanes each, one pair per layer."""
+
+    prefix: tuple[tuple[Array, Array], ...]  # [R, K, S, H]
+    suffix: tuple[tuple[Array, Array], ...]  # [R, K, W, T, H]
+    length: Int[Array, "R"]  # positions of the prefix in use
+    held: Int[Array, "R"]  # uncommitted tokens that every unfinished lane had when this chunk began
+
+
+def cache_shapes(config: ModelConfig, dtype: Any, slots: int, lanes: int, capacity: int, held: int) -> Cache:
+    """Shapes of a cache of R=slots, W=lanes, S=capacity, T=held."""
+    prefix = jax.ShapeDtypeStruct((slots, config.kv_heads, capacity, config.head_dim), dtype)
+    suffix = jax.ShapeDtypeStruct((slots, config.kv_heads, lanes, held, config.head_dim), dtype)
+    count = jax.ShapeDtypeStruct((slots,), jnp.int32)
+    return Cache(((prefix, prefix),) * config.layers, ((suffix, suffix),) * config.layers, count, count)
+
+
+def prefill(
+    policy: Policy,
+    config: ModelConfig,
+    prompts: Int[Array, "R P"],
+    lengths: Int[Array, "R"],
+    *,
+    lanes: int,
+    capacity: int,
+    held: int,
+) -> tuple[Float[Array, "R V"], Float[Array, "R"], Cache]:
+    """Read right-padded prompts: the logits and the reward at each prompt's last token, and a cache that holds it."""
+    out = trunk(policy, config, prompts, keep_kv=True)
+    last = (lengths - 1)[:, None]
+    hidden = jnp.take_along_axis(out.hidden, last[..., None], axis=1)[:, 0]
+    reward = jnp.zeros(lengths.shape) if out.reward is None else jnp.take_along_axis(out.reward, last, axis=1)[:, 0]
+    room = ((0, 0), (0, 0), (0, capacity - prompts.shape[1]), (0, 0))
+    shapes = cache_shapes(config, out.hidden.dtype, prompts.shape[0], lanes, capacity, held)
+    prefix = tuple((jnp.pad(k, room), jnp.pad(v, room)) for k, v in out.kv)
+    suffix = tuple((jnp.zeros(s.shape, s.dtype), jnp.zeros(s.shape, s.dtype)) for s, _ in shapes.suffix)
+    return logits(policy, hidden), reward, Cache(prefix, suffix, lengths, jnp.zeros_like(lengths))
+
+
+def step(
+    policy: Policy, config: ModelConfig, chunk: int, tokens: Int[Array, "R W"], t: Int[Array, ""], cache: Cache
+) -> tuple[Float[Array, "R W V"], Float[Array, "R W"], Cache]:
+    """Read token t of the chunk in every lane: next-token logits, the token's reward, the cache with the token in it.
+
+    `policy` is in the unrolled layout. Lanes that are finished compute along and are ignored by the caller.
+    """
+    place = cache.suffix[0][0].shape[3] - chunk + t
+    position = cache.length + cache.held + t
+    table = rope_table(jnp.broadcast_to(position[:, None], tokens.shape), config.head_dim, config.rope)
+    h = jnp.take(policy.embed[...], tokens, axis=0)
+    channel = policy.channel
+    u = reward_channel.enter(channel, h, config.eps) if channel is not None else None
+    suffix = []
+    for i, (block, window) in enumerate(zip(policy.blocks, window_sizes(config), strict=True)):
+        with jax.named_scope("attention"):
+            q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
+            own = tuple(_write(old, new, place) for old, new in zip(cache.suffix[i], (k, v), strict=True))
+            mask = _masks(cache, position, place, chunk, window if config.windows[i] else None)
+            h = h + project(block.attn, config, _attend(q, cache.prefix[i], own, mask, config))
+            suffix.append(own)
+        with jax.named_scope("mlp"):
+            h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
+        if channel is not None and i < config.layers - 1:
+            u = reward_channel.step(channel.norm[i], channel.linear[i], h, u, config.eps)
+    h = rms_norm(h, policy.norm[...], config.eps)
+    reward = reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
+    return constrain(logits(policy, h), None, None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+
+
+def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, "R"]) -> Cache:
+    """Begin a new chunk: lane w goes on from lane parents[r, w], with `held` uncommitted tokens behind it."""
+    index = parents[:, None, :, None, None]
+
+    def gather(x: Array) -> Array:
+        kept = jnp.take_along_axis(x[:, :, :, chunk:], index, axis=2)
+        return jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, chunk), (0, 0)))
+
+    return cache._replace(suffix=jax.tree.map(gather, cache.suffix), held=held)
+
+
+def commit(
+    chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R"], count: Int[Array, "R"]
+) -> Cache:
+    """Append `count` ≤ chunk tokens of lane[r], from suffix place start[r] on, to the prefix of request r.
+
+    A count of 0 leaves the prefix as it is: what is written past `length` is never read and is overwritten later.
+    """
+
+    def move(prefix: Array, suffix: Array, lane: Array, start: Array, length: Array) -> Array:
+        k, _, _, h = suffix.shape  # one request: [K, W, T, H] into [K, S, H]
+        piece = jax.lax.dynamic_slice(suffix, (0, lane, start, 0), (k, 1, chunk, h))[:, 0]
+        return jax.lax.dynamic_update_slice(prefix, piece, (0, length, 0))
+
+    moved = jax.tree.map(
+        lambda p, s: jax.vmap(move)(p, s, lane, start, cache.length), cache.prefix, cache.suffix
+    )
+    return cache._replace(prefix=moved, length=cache.length + count)
+
+
+def _write(old: Float[Array, "R K W T H"], new: Float[Array, "R W K H"], place: Int[Array, ""]) -> Array:
+    piece = jnp.swapaxes(new, 1, 2)[:, :, :, None, :].astype(old.dtype)
+    return jax.lax.dynamic_update_slice(old, piece, (0, 0, 0, place, 0))
+
+
+def _masks(
+    cache: Cache, position: Int[Array, "R"], place: Int[Array, ""], chunk: int, window: int | None
+) -> tuple[Array, Array]:
+    """Which prefix positions [R, S] and suffix places [R, T] a token at `position` attends to."""
+    s, t = cache.prefix[0][0].shape[2], cache.suffix[0][0].shape[3]
+    prefix, suffix = jnp.arange(s)[None, :], jnp.arange(t)[None, :]
+    in_prefix = prefix < cache.length[:, None]
+    in_suffix = (suffix >= t - chunk - cache.held[:, None]) & (suffix <= place)
+    if window is not None:
+        in_prefix &= position[:, None] - prefix < window
+        in_suffix &= place - suffix < window
+    return in_prefix, in_suffix
+
+
+def _attend(
+    q: Float[Array, "R W N H"],
+    prefix: tuple[Array, Array],
+    suffix: tuple[Array, Array],
+    masks: tuple[Array, Array],
+    config: ModelConfig,
+) -> Float[Array, "R W N H"]:
+    """Attention over the shared prefix (one matrix product for all lanes) and each lane's own suffix."""
+    r, w, n, h = q.shape
+    k, g = config.kv_heads, config.groups
+    q = jnp.transpose(q.reshape(r, w, k, g, h), (0, 2, 1, 3, 4)) * jnp.asarray(h**-0.5, q.dtype)
+    shared = jnp.einsum("rkmh,rksh->rkms", q.reshape(r, k, w * g, h), prefix[0], preferred_element_type=jnp.float32)
+    own = jnp.einsum("rkwgh,rkwth->rkwgt", q, suffix[0], preferred_element_type=jnp.float32)
+    shared = jnp.where(masks[0][:, None, None, :], shared, MASKED)
+    own = jnp.where(masks[1][:, None, None, None, :], own, MASKED).reshape(r, k, w * g, -1)
+    top = jnp.maximum(shared.max(-1, keepdims=True), own.max(-1, keepdims=True))
+    shared, own = jnp.exp(shared - top), jnp.exp(own - top)
+    total = shared.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
+    out = jnp.einsum("rkms,rksh->rkmh", shared.astype(q.dtype), prefix[1], preferred_element_type=jnp.float32)
+    own = own.reshape(r, k, w, g, -1).astype(q.dtype)
+    tail = jnp.einsum("rkwgt,rkwth->rkwgh", own, suffix[1], preferred_element_type=jnp.float32)
+    merged = (out + tail.reshape(r, k, w * g, h)) / total
+    return jnp.transpose(merged.reshape(r, k, w, g, h), (0, 2, 1, 3, 4)).reshape(r, w, n, h).astype(q.dtype)
