@@ -1,0 +1,24 @@
+"""sla_jax: language models that reward their own tokens, search ahead with those rewards, and stream while they search.
+
+Names are imported on first use, so that `import sla_jax.errors` does not pull in jax.
+"""
+
+from typing import Any
+
+_HOMES = {
+    "load": "api",
+    "use_compilation_cache": "api",
+    "LanguageModel": "api",
+    "Chunk": "api",
+    "SLA": "decode.sla",
+    "Greedy": "decode.greedy",
+}
+__all__ = ["SLA", "Chunk", "Greedy", "LanguageModel", "load", "use_compilation_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sla_jax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"sla_jax.{_HOMES[name]}"), name)

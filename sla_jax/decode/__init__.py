@@ -1,0 +1,1 @@
+"""Decoding as lanes: one state, a few pure moves, and each decoder a short composition of them."""

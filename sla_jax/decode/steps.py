@@ -1,0 +1,29 @@
+"""What a decoder needs from a model: three functions on a cache it never looks into.
+
+A decoder imports no model. It is handed `Steps`, whose cache is any pytree: the real one (`model/decoding.py`), or a toy
+whose whole state is one integer per lane. R requests, W lanes each; t counts tokens within the current chunk.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array
+
+Cache = Any
+
+
+class Steps(NamedTuple):
+    """The three moves on a cache.
+
+    step(tokens [R, W], t [], cache) → (logits [R, W, V] float32, reward [R, W] float32, cache):
+        every lane reads its token t of the current chunk; the reward is that of the token just read.
+    fork(cache, parents [R, W], held [R]) → cache:
+        a new chunk begins: lane w goes on from what lane parents[r, w] held, `held` uncommitted tokens.
+    commit(cache, lane [R], start [R], count [R]) → cache:
+        request r's prefix grows by `count` tokens of lane[r]'s uncommitted ones, from place start[r] of the T
+        places on (right-aligned: the chunk just decoded is the last k places). A count of 0 changes nothing.
+    """
+
+    step: Callable[[Array, Array, Cache], tuple[Array, Array, Cache]]
+    fork: Callable[[Cache, Array, Array], Cache]
+    commit: Callable[[Cache, Array, Array, Array], Cache]

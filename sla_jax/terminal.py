@@ -1,0 +1,162 @@
+"""An answer in the terminal: plain text, JSON lines, or two answers side by side with rewards as colour.
+
+Text and JSON go to standard output, everything said about them to standard error.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sla_jax.api import Chunk
+from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.sla import SLA
+from sla_jax.text import TextStream
+
+COLDEST, WARMEST = (214, 69, 65), (38, 166, 91)  # colours of the lowest and the highest reward shown
+
+
+@dataclasses.dataclass
+class Tally:
+    """Speed and cost of one answer, as its chunks come in. The first chunk's time includes compilation."""
+
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    first: float | None = None
+    first_tokens: int = 0
+    last: float = 0.0
+    rounds: int = 0
+    lanes: int = 0
+    chunk: Chunk | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Count one chunk."""
+        self.last = time.perf_counter()
+        self.rounds, self.lanes, self.chunk = self.rounds + 1, max(self.lanes, chunk.alive), chunk
+        if self.first is None and chunk.token_ids:
+            self.first, self.first_tokens = self.last, chunk.usage.completion_tokens
+
+    def line(self) -> str:
+        """`48 tokens · first text after 0.9 s, then 41.2 tokens/s · …`"""
+        assert self.chunk is not None and self.first is not None, "an answer has at least one chunk"
+        usage = self.chunk.usage
+        seconds, rest = self.last - self.first, usage.completion_tokens - self.first_tokens
+        speed = f", then {rest / seconds:.1f} tokens/s" if rest and seconds > 0 else ""
+        explored = usage.explored_tokens / max(usage.completion_tokens, 1)
+        return (
+            f"{usage.completion_tokens} tokens ({self.chunk.finish_reason}) · first text after "
+            f"{self.first - self.started:.1f} s with compilation{speed} · {explored:.1f} tokens explored per token "
+            f"committed · up to {self.lanes} lanes · {self.rounds} rounds"
+        )
+
+
+def describe(decoder: SLA | Greedy) -> str:
+    """`look-ahead 2/10/2` (width/chunk/depth) or `greedy`."""
+    return "greedy" if isinstance(decoder, Greedy) else f"look-ahead {decoder.width}/{decoder.chunk}/{decoder.depth}"
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on standard error while something slow happens."""
+    with Console(file=sys.stderr).status(what):
+        yield
+
+
+def print_stream(chunks: Iterable[Chunk]) -> None:
+    """Text as it is committed, then the tally."""
+    tally = Tally()
+    for chunk in chunks:
+        tally.add(chunk)
+        print(chunk.text, end="", flush=True)
+    print(flush=True)
+    Console(file=sys.stderr).print(tally.line(), style="dim", highlight=False, soft_wrap=True)
+
+
+def print_json(chunks: Iterable[Chunk]) -> None:
+    """One object per committed chunk, then `{"done": true, …}`."""
+    ids: list[int] = []
+    text = ""
+    last: Chunk | None = None
+    for last in chunks:
+        ids += last.token_ids
+        text += last.text
+        if last.token_ids:
+            names = ("round", "token_ids", "text", "rewards", "score", "margin")
+            print(json.dumps({name: getattr(last, name) for name in names}), flush=True)
+    assert last is not None, "a stream has at least one chunk"
+    end: dict[str, Any] = {"done": True, "finish_reason": last.finish_reason, "token_ids": ids, "text": text}
+    print(json.dumps(end | {"usage": dataclasses.asdict(last.usage)}), flush=True)
+
+
+def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> None:
+    """Several answers at once, a column each, their rounds taken in turn; one after the other if not on a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        for name, chunks in answers.items():
+            print(f"\n── {name} ──", flush=True)
+            print_stream(chunks)
+        return
+    columns = {name: Column(name, tokenizer) for name in answers}
+    going = {name: iter(chunks) for name, chunks in answers.items()}
+    with Live(_table(columns), console=console, refresh_per_second=12) as live:
+        while going:
+            for name in list(going):
+                chunk = next(going[name], None)
+                if chunk is None:
+                    del going[name]
+                else:
+                    columns[name].add(chunk)
+                live.update(_table(columns))
+    console.print("colour: each token's reward, from the lowest shown (red) to the highest (green)", style="dim")
+
+
+class Column:
+    """One answer's text, token by token, with rewards."""
+
+    def __init__(self, name: str, tokenizer: Any):
+        self.name, self.tally = name, Tally()
+        self.stream = TextStream(tokenizer)
+        self.pieces: list[tuple[str, float]] = []
+        self.done = False
+
+    def add(self, chunk: Chunk) -> None:
+        """Take one chunk; time counts from the first call's round."""
+        self.tally.add(chunk)
+        pairs = zip(chunk.token_ids, chunk.rewards, strict=True)
+        self.pieces += [(self.stream.push([token]), reward) for token, reward in pairs]
+        self.done = chunk.finish_reason is not None
+        if self.done and self.pieces:
+            self.pieces.append((self.stream.finish(), self.pieces[-1][1]))
+
+    def render(self, low: float, high: float) -> Panel:
+        """The panel, coloured on the scale low…high."""
+        text = Text()
+        for piece, reward in self.pieces:
+            text.append(piece, style=_colour(reward, low, high))
+        rewards = [reward for _, reward in self.pieces]
+        mean = f"mean reward {sum(rewards) / len(rewards):+.3f}" if rewards else "…"
+        return Panel(text, title=self.name, subtitle=mean + (f" · {self.tally.rounds} rounds" if self.done else " …"))
+
+
+def _table(columns: Mapping[str, Column]) -> Table:
+    rewards = [reward for column in columns.values() for _, reward in column.pieces] or [0.0]
+    grid = Table.grid(expand=True, padding=(0, 1))
+    for _ in columns:
+        grid.add_column(ratio=1)
+    grid.add_row(*(column.render(min(rewards), max(rewards)) for column in columns.values()))
+    grid.add_row(*(Text(c.tally.line() if c.done else "", style="dim") for c in columns.values()))
+    return grid
+
+
+def _colour(reward: float, low: float, high: float) -> str:
+    share = (reward - low) / (high - low) if high > low else 0.5
+    red, green, blue = (round(a + share * (b - a)) for a, b in zip(COLDEST, WARMEST, strict=True))
+    return f"rgb({red},{green},{blue})"
