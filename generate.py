@@ -1,6 +1,6 @@
 """One answer, streamed while it is searched: `python generate.py CHECKPOINT "prompt" [--search.method sla|greedy …]`.
 
-    python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --search.width 2 --search.chunk 10 --search.depth 2
+    python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --search.width 4 --search.chunk 8
     python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --compare greedy      # side by side
     python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --json                # one object per chunk
 

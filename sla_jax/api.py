@@ -1,8 +1,8 @@
 """The library's front door: load a checkpoint, stream an answer, read rewards.
 
-    model = sla_jax.load("checkpoints/smollm2")
-    for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SLA(width=2, chunk=10, depth=2)):
-        print(chunk.text, end="")
+model = sla_jax.load("checkpoints/smollm2")
+for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SLA(width=2, chunk=10, depth=2)):
+    print(chunk.text, end="")
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class Chunk:
 
 
 class LanguageModel:
-    """A policy with its tokenizer and, if it has one, its reward channel. Programs compile on first use and are kept."""
+    """A policy, its tokenizer and its reward channel if it has one; programs compile on first use and are kept."""
 
     def __init__(self, policy: Policy, config: ModelConfig, tokenizer: Any, end_tokens: Sequence[int]):
         self.policy, self.config, self.tokenizer = policy, config, tokenizer
@@ -170,7 +170,9 @@ def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, under $SLA_JAX_CACHE or ~/.cache/sla_jax."""
+    """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, $SLA_JAX_CACHE or ~/.cache/sla_jax."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
     home = Path(os.environ.get("SLA_JAX_CACHE") or Path.home() / ".cache" / "sla_jax")
     jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
 

@@ -21,14 +21,14 @@ LOSER = -jnp.inf  # the score of a lane that is not in the tree
 
 
 class Lanes(NamedTuple):
-    """R requests × W lanes. `total` and `count` cover the whole response so far, committed text included."""
+    """R requests × W lanes. `total` and `length` cover the whole response so far, committed text included."""
 
     cache: Cache
     tokens: Int[Array, "R W T"]  # uncommitted, right-aligned by chunk
     rewards: Float[Array, "R W T"]
     logprobs: Float[Array, "R W T"]
     total: Float[Array, "R W"]  # Σ (reward − anchor)
-    count: Int[Array, "R W"]  # response tokens
+    length: Int[Array, "R W"]  # response tokens
     live: Bool[Array, "R W"]  # in the tree
     finished: Bool[Array, "R W"]  # ended by an end token or at the limit
     stopped: Bool[Array, "R W"]  # ended by an end token
@@ -67,7 +67,7 @@ def plant(
         rewards=nothing,
         logprobs=nothing,
         total=per_lane.astype(jnp.float32),
-        count=per_lane,
+        length=per_lane,
         live=jnp.broadcast_to(jnp.arange(lanes)[None, :] == 0, (slots, lanes)),
         finished=per_lane > 0,
         stopped=per_lane > 0,
@@ -108,7 +108,7 @@ def gather(lanes: Lanes, parents: Int[Array, "R W"], chunk: int) -> Lanes:
         return jnp.take_along_axis(x, parents.reshape(*parents.shape, *[1] * (x.ndim - 2)), axis=1)
 
     per_token = {name: shifted(getattr(lanes, name)) for name in ("tokens", "rewards", "logprobs")}
-    names = ("total", "count", "live", "finished", "stopped", "next_tokens", "next_logprobs")
+    names = ("total", "length", "live", "finished", "stopped", "next_tokens", "next_logprobs")
     return lanes._replace(**per_token, **{name: moved(getattr(lanes, name)) for name in names})
 
 
@@ -159,7 +159,7 @@ def rollout(
 
 def score(lanes: Lanes) -> Float[Array, "R W"]:
     """Mean reward of the whole response up to each leaf, relative to the anchor; LOSER outside the tree."""
-    return jnp.where(lanes.live, lanes.total / jnp.maximum(lanes.count, 1).astype(jnp.float32), LOSER)
+    return jnp.where(lanes.live, lanes.total / jnp.maximum(lanes.length, 1).astype(jnp.float32), LOSER)
 
 
 def select(scores: Float[Array, "R W"], blocks: int) -> tuple[Array, Array, Array, Array]:
@@ -183,7 +183,7 @@ def commit(
     """Commit the oldest uncommitted chunk of lane[r] where `ready`; returns also each chunk's start place and count."""
     places = lanes.tokens.shape[-1]
     start = jnp.maximum(places - chunk * lanes.level, 0)
-    held = _pick(lanes.count, lane) - lanes.committed
+    held = _pick(lanes.length, lane) - lanes.committed
     count = jnp.where(ready & ~lanes.done, jnp.minimum(held, chunk), 0)
     done = lanes.done | (ready & _pick(lanes.finished, lane) & (held <= chunk))
     cache = steps.commit(lanes.cache, lane, start, count)
@@ -200,16 +200,16 @@ def _record(lanes: Lanes, tokens: Array, logprobs: Array, reward: Array, place: 
         value = jnp.where(active, value, jnp.zeros_like(value)).astype(buffer.dtype)
         return jax.lax.dynamic_update_slice(buffer, value[..., None], (0, 0, place))
 
-    count = lanes.count + active.astype(jnp.int32)
+    length = lanes.length + active.astype(jnp.int32)
     ended = active & jnp.any(tokens[..., None] == lanes.ends[:, None, :], axis=-1)
     return lanes._replace(
         tokens=put(lanes.tokens, tokens),
         rewards=put(lanes.rewards, reward),
         logprobs=put(lanes.logprobs, logprobs),
         total=lanes.total + jnp.where(active, reward - lanes.anchor[:, None], 0.0),
-        count=count,
+        length=length,
         stopped=lanes.stopped | ended,
-        finished=lanes.finished | ended | (active & (count >= lanes.limit[:, None])),
+        finished=lanes.finished | ended | (active & (length >= lanes.limit[:, None])),
         explored=lanes.explored + active.sum(axis=-1, dtype=jnp.int32),
     )
 

@@ -5,7 +5,7 @@ donated, nothing in a round waits for the host, and `fetch` is the only copy fro
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,13 @@ from sla_jax.errors import UserError
 SMALLEST_BUCKET = 64
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What a decoder says of itself (see `Greedy`, `SLA`)."""
 
-    chunk: int
+    @property
+    def chunk(self) -> int:
+        """Tokens per round."""
 
     @property
     def lanes(self) -> int:
@@ -64,9 +67,7 @@ class Program:
         self._complete = jax.jit(_complete, static_argnums=(0, 1, 4))
         self._engine = engine
 
-    def start(
-        self, params: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], ends: Sequence[int]
-    ) -> Lanes:
+    def start(self, params: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], ends: Sequence[int]) -> Lanes:
         """Prefill R prompts (token ids) that will get at most `limits` new tokens each, ending at any of `ends`."""
         lengths = [len(prompt) for prompt in prompts]
         longest = bucket(max(lengths))
@@ -124,8 +125,9 @@ def check_prompt(length: int, max_tokens: int, context: int) -> None:
         raise UserError(f"max_tokens={max_tokens} is out of range; it must be at least 1.")
     if length + max_tokens > context:
         raise UserError(
-            f"the prompt has {length} tokens and max_tokens is {max_tokens}, together {length + max_tokens}; the model's "
-            f"context holds {context}. Shorten the prompt or lower max_tokens to at most {max(context - length, 0)}."
+            f"the prompt has {length} tokens and max_tokens is {max_tokens}, together {length + max_tokens}; the "
+            f"model's context holds {context}. Shorten the prompt or lower max_tokens "
+            f"to at most {max(context - length, 0)}."
         )
 
 
@@ -134,9 +136,7 @@ def _start(
 ) -> Lanes:
     logits, anchor, cache = engine.prefill(params, prompts, lengths, decoder, capacity)
     limit, ends = limits
-    return moves.plant(
-        cache, logits, anchor, limit, ends, lanes=decoder.lanes, held=decoder.held, width=decoder.width
-    )
+    return moves.plant(cache, logits, anchor, limit, ends, lanes=decoder.lanes, held=decoder.held, width=decoder.width)
 
 
 def _round(engine: Engine, decoder: Decoder, params: Any, state: Lanes) -> tuple[Lanes, Array]:

@@ -39,7 +39,7 @@ def pack(
     margin: Float[Array, "R"],
     chunk: int,
 ) -> Int[Array, "R P"]:
-    """The packed rows of one round; `lane`/`start`/`count` say what was committed, `score` is relative to the anchor."""
+    """One round's rows; `lane`, `start` and `count` say what was committed, `score` is relative to the anchor."""
 
     def piece(buffer: Array) -> Array:
         row = jnp.take_along_axis(buffer, lane[:, None, None], axis=1)[:, 0]

@@ -36,8 +36,8 @@ class SLA:
                 raise UserError(f"{name}={value} is out of range: look-ahead takes a {name} of {low} to {high}.")
         if self.lanes > MAX_LANES:
             raise UserError(
-                f"width={self.width} and depth={self.depth} need width^(depth+1) = {self.lanes} lanes per request, more "
-                f"than {MAX_LANES}; lower the width or the depth."
+                f"width={self.width} and depth={self.depth} need width^(depth+1) = {self.lanes} lanes per request, "
+                f"more than {MAX_LANES}; lower the width or the depth."
             )
 
     needs_rewards = True
@@ -62,7 +62,5 @@ class SLA:
         ready = first | (lanes.level > self.depth)
         lanes, start, count = moves.commit(steps, lanes, lane, ready, chunk=self.chunk)
         base = jnp.where(ready & ~first, block * (self.lanes // self.width), 0)
-        packed = pack(
-            lanes, lane=lane, start=start, count=count, score=best, margin=best - others, chunk=self.chunk
-        )
+        packed = pack(lanes, lane=lane, start=start, count=count, score=best, margin=best - others, chunk=self.chunk)
         return lanes._replace(base=base), packed

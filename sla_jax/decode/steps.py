@@ -1,7 +1,7 @@
 """What a decoder needs from a model: three functions on a cache it never looks into.
 
-A decoder imports no model. It is handed `Steps`, whose cache is any pytree: the real one (`model/decoding.py`), or a toy
-whose whole state is one integer per lane. R requests, W lanes each; t counts tokens within the current chunk.
+A decoder imports no model. It is handed `Steps`, whose cache is any pytree: the real one (`model/decoding.py`), or a
+toy whose whole state is one integer per lane. R requests, W lanes each; t counts tokens within the current chunk.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""The reward channel (arXiv 2503.00029, §1 of its release's layout): a thin network beside the policy, pointwise in time.
+"""The reward channel (arXiv 2503.00029, in its release's layout): a thin network beside the policy, pointwise in time.
 
     u_0 = silu(W_0 · norm(h_0))      u_i = silu(W_i · norm([h_i; u_{i-1}])) + u_{i-1}      r = H · [h_L; u_{L-1}]
 
-h_0 is the embedding, h_i the residual stream after block i, h_L the output of the final norm. It has no attention and no
-cache, so it folds into the scan over blocks (`forward.py`, `decoding.py`), or runs alone on stored features
+h_0 is the embedding, h_i the residual stream after block i, h_L the output of the final norm. It has no attention and
+no cache, so it folds into the scan over blocks (`forward.py`, `decoding.py`), or runs alone on stored features
 (`channel_rewards`). All three paths call `enter`, `step` and `read`, so train-path and serve-path rewards agree.
 """
 
@@ -16,12 +16,13 @@ from sla_jax.model.config import ChannelConfig, ModelConfig
 from sla_jax.model.layers import linear, rms_norm
 
 INIT_STD = 0.02
+FLOAT32 = jnp.dtype(jnp.float32)
 
 
 class Channel(nnx.Module):
     """Parameters: `first*` is layer 0 (it reads the embedding alone), `norm`/`linear` are layers 1..L-1 stacked."""
 
-    def __init__(self, config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.dtype(jnp.float32)):
+    def __init__(self, config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32):
         channel = _require(config)
         d, c, deep = config.width, channel.width, config.layers - 1
         keys = jax.random.split(key, 3)
@@ -34,7 +35,7 @@ class Channel(nnx.Module):
         self.head = nnx.List([nnx.Param(_normal(k, (i, o), dtype)) for i, o, k in pairs])
 
 
-def init_channel(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.dtype(jnp.float32)) -> Channel:
+def init_channel(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32) -> Channel:
     """A fresh channel for `config.channel`: norms one, matrices normal with deviation 0.02."""
     return Channel(config, key, dtype)
 
@@ -70,12 +71,11 @@ def read(channel: Channel, h: Float[Array, "*B D"], u: Float[Array, "*B C"]) -> 
 
 def padded(channel: Channel) -> tuple[Array, Array]:
     """Layers 1..L-1 with a zero layer appended: L entries to scan beside the blocks, the last an exact no-op."""
-    return tuple(jnp.pad(w, ((0, 1),) + ((0, 0),) * (w.ndim - 1)) for w in (channel.norm[...], channel.linear[...]))
+    norm, weight = channel.norm[...], channel.linear[...]
+    return jnp.pad(norm, ((0, 1), (0, 0))), jnp.pad(weight, ((0, 1), (0, 0), (0, 0)))
 
 
-def channel_rewards(
-    channel: Channel, config: ModelConfig, features: Float[Array, "L1 *B D"]
-) -> Float[Array, "*B"]:
+def channel_rewards(channel: Channel, config: ModelConfig, features: Float[Array, "L1 *B D"]) -> Float[Array, "*B"]:
     """Rewards from stored features (h_0 … h_{L-1}, h_L after the final norm): [L+1, …, D] → float32 […]."""
     u = enter(channel, features[0], config.eps)
 

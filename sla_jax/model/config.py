@@ -26,7 +26,7 @@ ROPE_KINDS = ("default", "linear", "llama3")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding. `factor` and the `*_freq`/`original_max_position` fields only matter to scaled kinds."""
+    """Rotary position embedding; `factor` and the fields after it only matter to scaled kinds."""
 
     theta: float
     kind: Literal["default", "linear", "llama3"] = "default"
@@ -38,7 +38,7 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChannelConfig:
-    """The reward channel (arXiv 2503.00029): its width C and its head (`head_layers` linear layers, only output 0 is the reward)."""
+    """The reward channel: its width C and its head of `head_layers` linear layers, whose output 0 is the reward."""
 
     width: int
     head_layers: int = 1
@@ -70,7 +70,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise UserError(f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}.")
+            raise UserError(
+                f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}."
+            )
         if self.activation != "silu":
             raise UserError(f"hidden_act={self.activation!r} is not supported; this model family uses 'silu'.")
         if len(self.windows) != self.layers:
@@ -116,7 +118,9 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
 def _need(raw: Mapping[str, Any], name: str, kind: Callable[[Any], T]) -> T:
     """A required field, converted; a missing or unreadable one is an error that names it."""
     if raw.get(name) is None:
-        raise UserError(f"config.json has no {name!r}; it changes the numbers, so it has no default.{nearest(name, raw)}")
+        raise UserError(
+            f"config.json has no {name!r}; it changes the numbers, so it has no default.{nearest(name, raw)}"
+        )
     try:
         return kind(raw[name])
     except (TypeError, ValueError):
@@ -138,7 +142,10 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
     fields = {"rope_theta": raw.get("rope_theta"), **scaling}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ROPE_KINDS:
-        raise UserError(f"config.json asks for rope scaling {kind!r}; supported are {', '.join(ROPE_KINDS)}.{nearest(kind, ROPE_KINDS)}")
+        known = ", ".join(ROPE_KINDS)
+        raise UserError(
+            f"config.json asks for rope scaling {kind!r}; supported are {known}.{nearest(kind, ROPE_KINDS)}"
+        )
     theta = _need(fields, "rope_theta", float)
     if kind == "default":
         return Rope(theta=theta)
@@ -156,7 +163,7 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
 
 
 def _windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Sliding-window size per layer. `use_sliding_window: false` (Qwen) switches it off; `layer_types` says which layers slide."""
+    """Sliding-window size per layer: `use_sliding_window: false` means none, `layer_types` says which layers slide."""
     window = raw.get("sliding_window")
     if not window or not raw.get("use_sliding_window", True):
         return (None,) * layers

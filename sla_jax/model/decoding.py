@@ -20,14 +20,17 @@ from sla_jax.model.layers import rms_norm, rope_table
 from sla_jax.model.policy import Policy
 from sla_jax.sharding import constrain
 
+Leaf = Any  # an array, or in `cache_shapes` its shape
+Pair = tuple[Leaf, Leaf]  # keys, values
+
 
 class Cache(NamedTuple):
     """Keys and values of R requests with W lanes each, one pair per layer."""
 
-    prefix: tuple[tuple[Array, Array], ...]  # [R, K, S, H]
-    suffix: tuple[tuple[Array, Array], ...]  # [R, K, W, T, H]
-    length: Int[Array, "R"]  # positions of the prefix in use
-    held: Int[Array, "R"]  # uncommitted tokens that every unfinished lane had when this chunk began
+    prefix: tuple[Pair, ...]  # [R, K, S, H]
+    suffix: tuple[Pair, ...]  # [R, K, W, T, H]
+    length: Leaf  # [R] positions of the prefix in use
+    held: Leaf  # [R] uncommitted tokens that every unfinished lane had when this chunk began
 
 
 def cache_shapes(config: ModelConfig, dtype: Any, slots: int, lanes: int, capacity: int, held: int) -> Cache:
@@ -72,12 +75,12 @@ def step(
     table = rope_table(jnp.broadcast_to(position[:, None], tokens.shape), config.head_dim, config.rope)
     h = jnp.take(policy.embed[...], tokens, axis=0)
     channel = policy.channel
-    u = reward_channel.enter(channel, h, config.eps) if channel is not None else None
-    suffix = []
+    u: Any = reward_channel.enter(channel, h, config.eps) if channel is not None else None
+    suffix: list[Pair] = []
     for i, (block, window) in enumerate(zip(policy.blocks, window_sizes(config), strict=True)):
         with jax.named_scope("attention"):
             q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
-            own = tuple(_write(old, new, place) for old, new in zip(cache.suffix[i], (k, v), strict=True))
+            own = (_write(cache.suffix[i][0], k, place), _write(cache.suffix[i][1], v, place))
             mask = _masks(cache, position, place, chunk, window if config.windows[i] else None)
             h = h + project(block.attn, config, _attend(q, cache.prefix[i], own, mask, config))
             suffix.append(own)
@@ -101,9 +104,7 @@ def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, 
     return cache._replace(suffix=jax.tree.map(gather, cache.suffix), held=held)
 
 
-def commit(
-    chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R"], count: Int[Array, "R"]
-) -> Cache:
+def commit(chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R"], count: Int[Array, "R"]) -> Cache:
     """Append `count` ≤ chunk tokens of lane[r], from suffix place start[r] on, to the prefix of request r.
 
     A count of 0 leaves the prefix as it is: what is written past `length` is never read and is overwritten later.
@@ -114,9 +115,7 @@ def commit(
         piece = jax.lax.dynamic_slice(suffix, (0, lane, start, 0), (k, 1, chunk, h))[:, 0]
         return jax.lax.dynamic_update_slice(prefix, piece, (0, length, 0))
 
-    moved = jax.tree.map(
-        lambda p, s: jax.vmap(move)(p, s, lane, start, cache.length), cache.prefix, cache.suffix
-    )
+    moved = jax.tree.map(lambda p, s: jax.vmap(move)(p, s, lane, start, cache.length), cache.prefix, cache.suffix)
     return cache._replace(prefix=moved, length=cache.length + count)
 
 

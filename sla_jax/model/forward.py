@@ -54,12 +54,13 @@ def trunk(
     channel = policy.channel
     u = reward_channel.enter(channel, h, config.eps) if channel is not None else None
 
-    def body(carry: tuple[Array, Array | None], layer: tuple[Block, Array, tuple[Array, ...]]) -> tuple:
+    def body(carry: tuple[Array, Array | None], layer: tuple[Block, Array, Any]) -> tuple:
         (h, u), (block, window, reader) = carry, layer
         entry = h
         h, kv = _block(block, config, h, table, window)
         if u is not None:
-            u = reward_channel.step(*reader, h, u, config.eps)
+            norm, weight = reader
+            u = reward_channel.step(norm, weight, h, u, config.eps)
         return (h, u), Kept(kv if keep_kv else None, entry if keep_features else None)
 
     (h, u), kept = _over_layers(jax.checkpoint(body) if remat else body, (h, u), policy, config)
@@ -133,16 +134,18 @@ def _causal(
     return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(b, t, n, h)
 
 
-def _over_layers(body: Callable[..., tuple], carry: tuple, policy: Policy, config: ModelConfig) -> tuple[tuple, Kept]:
-    """Scan over stacked blocks or loop over unrolled ones; the k-th reader belongs to the stream that leaves block k."""
+def _over_layers(
+    body: Callable[..., tuple[tuple, Kept]], carry: tuple, policy: Policy, config: ModelConfig
+) -> tuple[tuple, Kept]:
+    """Scan over stacked blocks or loop over unrolled ones; reader i belongs to the stream that leaves block i."""
     windows = jnp.asarray(window_sizes(config), jnp.int32)
     readers = reward_channel.padded(policy.channel) if policy.channel is not None else ()
     if not isinstance(policy.blocks, nnx.List):
         carry, kept = jax.lax.scan(body, carry, (policy.blocks, windows, readers))
-        return carry, kept._replace(kv=kept.kv and tuple(zip(*kept.kv, strict=True)))
+        return carry, Kept(kept.kv and tuple(zip(*kept.kv, strict=True)), kept.entry)
     left: list[Kept] = []
     for i, block in enumerate(policy.blocks):
-        carry, kept = body(carry, (block, windows[i], tuple(r[i] for r in readers)))
-        left.append(kept)
-    entries = [kept.entry for kept in left if kept.entry is not None]
-    return carry, Kept(tuple(kept.kv for kept in left if kept.kv), jnp.stack(entries) if entries else None)
+        carry, one = body(carry, (block, windows[i], tuple(r[i] for r in readers)))
+        left.append(one)
+    streams = [kept.entry for kept in left if kept.entry is not None]
+    return carry, Kept(tuple(kept.kv for kept in left if kept.kv), jnp.stack(streams) if streams else None)
