@@ -9,6 +9,7 @@ Without --raw the prompt is a user's turn under the checkpoint's chat template; 
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
@@ -68,12 +69,16 @@ class Generate:
     """One JSON object per committed chunk, then a summary."""
     compare: Literal["greedy"] | None = None
     """Answer with this method too and show both side by side, rewards as colour."""
+    picture: Path | None = None
+    """With --compare: save what was shown as an SVG file."""
 
     def __post_init__(self) -> None:
         if self.raw and self.system is not None:
             raise UserError("--system needs the chat template, which --raw switches off; use one of the two.")
         if self.json and self.compare:
             raise UserError("--json prints one answer and --compare two; run generate.py twice for JSON of both.")
+        if self.picture and not self.compare:
+            raise UserError("--picture draws two answers side by side; give --compare greedy with it.")
 
 
 def main(argv: list[str]) -> None:
@@ -94,7 +99,9 @@ def main(argv: list[str]) -> None:
         terminal.print_json(chunks)
     elif args.compare:
         other = model.stream(prompt, search=sla_jax.Greedy(chunk=args.search.chunk), max_tokens=args.max_tokens)
-        terminal.print_beside({"greedy": other, terminal.describe(decoder): chunks}, model.tokenizer)
+        columns = terminal.print_beside({"greedy": other, terminal.describe(decoder): chunks}, model.tokenizer)
+        if args.picture:
+            terminal.save_picture(columns, args.picture, title=text)
     else:
         terminal.print_stream(chunks)
 

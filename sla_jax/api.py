@@ -135,7 +135,7 @@ class LanguageModel:
         self, prompts: Sequence[Sequence[int]], decoder: Greedy | SLA, limits: Sequence[int]
     ) -> tuple[Program, Any]:
         for prompt, limit in zip(prompts, limits, strict=True):
-            check_prompt(len(prompt), limit, self.config.max_positions)
+            check_prompt(prompt, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
         if decoder.needs_rewards:
             self._require_channel("look-ahead search")
         if decoder not in self._programs:

@@ -5,10 +5,12 @@ Text and JSON go to standard output, everything said about them to standard erro
 
 import contextlib
 import dataclasses
+import io
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +24,7 @@ from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.text import TextStream
 
+LEGEND = "colour: each token's reward, from the lowest shown (red) to the highest (green)"
 COLDEST, WARMEST = (214, 69, 65), (38, 166, 91)  # colours of the lowest and the highest reward shown
 
 
@@ -96,15 +99,15 @@ def print_json(chunks: Iterable[Chunk]) -> None:
     print(json.dumps(end | {"usage": dataclasses.asdict(last.usage)}), flush=True)
 
 
-def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> None:
+def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> dict[str, "Column"]:
     """Several answers at once, a column each, their rounds taken in turn; one after the other if not on a terminal."""
     console = Console()
+    columns = {name: Column(name, tokenizer) for name in answers}
     if not console.is_terminal:
         for name, chunks in answers.items():
             print(f"\n── {name} ──", flush=True)
-            print_stream(chunks)
-        return
-    columns = {name: Column(name, tokenizer) for name in answers}
+            print_stream(columns[name].watch(chunks))
+        return columns
     going = {name: iter(chunks) for name, chunks in answers.items()}
     with Live(_table(columns), console=console, refresh_per_second=12) as live:
         while going:
@@ -115,7 +118,16 @@ def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> None
                 else:
                     columns[name].add(chunk)
                 live.update(_table(columns))
-    console.print("colour: each token's reward, from the lowest shown (red) to the highest (green)", style="dim")
+    console.print(LEGEND, style="dim")
+    return columns
+
+
+def save_picture(columns: Mapping[str, "Column"], path: Path, *, title: str) -> None:
+    """The columns as an SVG file."""
+    console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(_table(columns))
+    console.print(LEGEND, style="dim")
+    console.save_svg(str(path), title=title)
 
 
 class Column:
@@ -135,6 +147,12 @@ class Column:
         self.done = chunk.finish_reason is not None
         if self.done and self.pieces:
             self.pieces.append((self.stream.finish(), self.pieces[-1][1]))
+
+    def watch(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Pass chunks on and take them."""
+        for chunk in chunks:
+            self.add(chunk)
+            yield chunk
 
     def render(self, low: float, high: float) -> Panel:
         """The panel, coloured on the scale low…high."""

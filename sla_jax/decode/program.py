@@ -117,10 +117,16 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
-def check_prompt(length: int, max_tokens: int, context: int) -> None:
-    """Raise UserError unless prompt and answer fit the model's context."""
+def check_prompt(prompt: Sequence[int], max_tokens: int, *, context: int, vocabulary: int) -> None:
+    """Raise UserError unless the prompt's tokens exist, and prompt and answer fit the model's context."""
+    length = len(prompt)
     if length < 1:
         raise UserError("the prompt is empty; give at least one token.")
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        bad = next(token for token in prompt if not 0 <= token < vocabulary)
+        raise UserError(
+            f"the prompt holds the token {bad}; this model's tokens are 0 to {vocabulary - 1} ({vocabulary})."
+        )
     if max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens} is out of range; it must be at least 1.")
     if length + max_tokens > context:

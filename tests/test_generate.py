@@ -1,0 +1,96 @@
+"""generate.py as a program: its JSON lines, its text, its errors."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+import generate
+import sla_jax
+from sla_jax import terminal
+from sla_jax.errors import UserError
+from tests.programs import run_program, tiny_checkpoint
+
+SMALL = ["--max-tokens", "20", "--search.chunk", "3", "--search.depth", "1"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("generate") / "tiny"))
+
+
+def test_json_lines(checkpoint, capsys):
+    generate.main([checkpoint, "What is the capital of France?", "--json", *SMALL])
+    *chunks, end = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert all(set(c) == {"round", "token_ids", "text", "rewards", "score", "margin"} for c in chunks)
+    assert set(end) == {"done", "finish_reason", "token_ids", "text", "usage"}
+    assert end["done"] is True and end["finish_reason"] in ("stop", "length")
+    assert [t for c in chunks for t in c["token_ids"]] == end["token_ids"]
+    assert "".join(c["text"] for c in chunks) == end["text"]
+    assert all(len(c["rewards"]) == len(c["token_ids"]) > 0 for c in chunks)
+    assert set(end["usage"]) == {"prompt_tokens", "completion_tokens", "explored_tokens"}
+    assert end["usage"]["completion_tokens"] == len(end["token_ids"])
+    assert chunks[0]["margin"] is None, "the first chunk has no rival"
+
+
+def test_text_and_tally(checkpoint, capsys):
+    generate.main([checkpoint, "What is the capital of France?", *SMALL])
+    text = capsys.readouterr()
+    generate.main([checkpoint, "What is the capital of France?", "--json", *SMALL])
+    end = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert text.out == end["text"] + "\n"
+    assert f"{end['usage']['completion_tokens']} tokens ({end['finish_reason']})" in text.err
+    assert "tokens explored per token committed" in text.err and "up to 4 lanes" in text.err
+
+
+def test_compare_prints_both_answers_and_draws_them(checkpoint, capsys, tmp_path):
+    generate.main([checkpoint, "Hello", "--compare", "greedy", "--picture", str(tmp_path / "both.svg"), *SMALL])
+    assert (tmp_path / "both.svg").read_text().startswith("<svg")
+    out = capsys.readouterr().out
+    assert "── greedy ──" in out and "── look-ahead 2/3/1 ──" in out
+
+
+def test_side_by_side_columns_hold_the_whole_answers_in_colour(checkpoint):
+    model = sla_jax.load(checkpoint)
+    column = terminal.Column("greedy", model.tokenizer)
+    chunks = list(model.stream("Hello", search=sla_jax.Greedy(chunk=5), max_tokens=20))
+    for chunk in chunks:
+        column.add(chunk)
+    drawn = io.StringIO()
+    Console(file=drawn, width=200, force_terminal=True, color_system="truecolor").print(column.render(-1.0, 1.0))
+    assert "".join(piece for piece, _ in column.pieces) == "".join(chunk.text for chunk in chunks)
+    assert column.done and "\x1b[38;2;" in drawn.getvalue()
+
+
+def test_raw_and_system_change_what_the_model_reads(checkpoint, capsys):
+    def prompt_tokens(*flags: str) -> int:
+        generate.main([checkpoint, "Hello", "--json", *SMALL, *flags])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]["prompt_tokens"]
+
+    assert prompt_tokens("--raw") < prompt_tokens() < prompt_tokens("--system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--search.method", "greedy", "--search.width", "3"], "--search.width means nothing"),
+        (["--search.width", "0"], "width=0 is out of range"),
+        (["--serach.width", "2"], "Did you mean '--search.width'"),
+        (["--max-tokens", "0"], "max_tokens=0"),
+        (["--max-tokens", "5000"], "context holds 256"),
+        (["--raw", "--system", "x"], "--system needs the chat template"),
+        (["--json", "--compare", "greedy"], "--json prints one answer"),
+        (["--picture", "x.svg"], "give --compare greedy"),
+    ],
+)
+def test_bad_flags_are_named(checkpoint, flags, says):
+    with pytest.raises(UserError) as error:
+        generate.main([checkpoint, "Hello", *flags])
+    assert says in str(error.value)
+
+
+def test_a_directory_that_is_no_checkpoint_exits_2_without_a_traceback(tmp_path):
+    done = run_program("generate.py", str(tmp_path), "Hello", ok=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
