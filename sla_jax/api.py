@@ -171,7 +171,7 @@ def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, $SLA_JAX_CACHE or ~/.cache/sla_jax."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = Path(os.environ.get("SLA_JAX_CACHE") or Path.home() / ".cache" / "sla_jax")
     jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
