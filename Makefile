@@ -1,0 +1,82 @@
+# Every target makes `.venv` itself and installs only what it needs; constraints.txt pins the versions.
+#   make demo         a real small model answers, greedy and by search, streamed side by side (first run: a few minutes)
+#   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
+#   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
+#   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check-slow tpu-check lint bench clean
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+LOCK := pyproject.toml constraints.txt | $(BIN)/python
+CHANNEL := channels/smollm2-hh/channel.safetensors
+CHECKPOINT := .cache/smollm2
+LIBTPU := .cache/libtpu
+PROMPT ?= My neighbour's dog barks all night and I am furious. How can I get back at him?
+# the first python3 that the project supports; `make PYTHON=/path/to/python3.12 …` overrules it
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+# programs compiled once stay compiled, over targets and runs
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one or say make PYTHON=/path/to/it" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.stamp-demo: $(LOCK)
+	$(PIP) --editable '.[gguf]'
+	touch $@
+
+.venv/.stamp-lint: $(LOCK)
+	$(PIP) --editable '.[gguf,dev]'
+	touch $@
+
+.venv/.stamp-test: $(LOCK)
+	$(PIP) --editable '.[serve,gguf,eval,test]' torch==2.13.0
+	touch $@
+
+$(LIBTPU)/.stamp: $(LOCK)
+	rm -rf $(LIBTPU)
+	$(PIP) --no-deps --target $(LIBTPU) 'libtpu==0.0.42.*'
+	touch $@
+
+$(CHECKPOINT)/sla_jax.json: $(CHANNEL) .venv/.stamp-demo
+	rm -rf $(CHECKPOINT)
+	$(BIN)/python convert.py import smollm2 $(CHECKPOINT) --channel $(CHANNEL)
+	touch $@
+
+setup: .venv/.stamp-lint .venv/.stamp-test
+
+demo: $(CHECKPOINT)/sla_jax.json
+	@echo "SmolLM2-135M-Instruct answers twice: greedily, and by look-ahead search with a reward channel that was trained on"
+	@echo "Anthropic's HH pairs to tell the more harmless of two answers; the prompt is of that kind. Colour is reward."
+	$(BIN)/python generate.py $(CHECKPOINT) "$(PROMPT)" --compare greedy
+
+test: .venv/.stamp-test
+	$(BIN)/python -m pytest
+
+check-slow: .venv/.stamp-test
+	$(BIN)/python -m pytest -m slow -n 0 tests/slow
+
+tpu-check: .venv/.stamp-demo $(LIBTPU)/.stamp
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.tpu
+
+lint: .venv/.stamp-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m tests.house
+
+bench: .venv/.stamp-test
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,148 @@
+"""Tokenizers, chat templates and text that arrives token by token.
+
+The tokenizer is what `tokenizer.json` says, loaded as it stands: no class is chosen by a model's name, so nothing is
+rebuilt or repaired on the way. Chats become ids through the checkpoint's own template, text first and ids second, so
+that the boundary between prompt and response is found in characters, where it is exact, and never guessed from ids.
+
+`transformers` takes seconds to import and is imported where a tokenizer is loaded, not before.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from sla_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+else:
+    PreTrainedTokenizerBase = Any  # beartype reads annotations when the tests run; a second of import is not worth that
+
+# stands for a response while the text that a template puts after one is looked for; a private-use character
+MARKER = "\ue0f1response\ue0f1"
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template of a checkpoint directory; local files only. Raises UserError."""
+    directory = Path(directory)
+    if not (directory / "tokenizer.json").is_file():
+        missing = "has no tokenizer.json" if directory.is_dir() else "is not a directory"
+        raise UserError(
+            f"{directory} {missing}; expected a checkpoint made by convert.py, or a Hugging Face directory that was "
+            "saved with a fast tokenizer (tokenizer.json beside tokenizer_config.json)."
+        )
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the Rust parser raises bare Exception
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the tokenizer files in {directory} cannot be read ({reason}); convert the model again."
+        ) from None
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Token ids of a conversation under the tokenizer's chat template, ready for the assistant to speak."""
+    return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt))
+
+
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt_messages: Sequence[Mapping[str, str]], response: str
+) -> tuple[list[int], list[int]]:
+    """(prompt ids, response ids): what the model reads, then what it would have said, its end-of-turn token included.
+
+    The response ends with the first special token that the template puts after it ("<|im_end|>" but not the line break
+    that follows). Both lists are what serving sees: the prompt is tokenized by itself, and only if the template's own
+    text is not read differently with the response behind it are they one encoding cut in two.
+    Raises UserError if the template changes the prompt once there is a response.
+    """
+    prompt = _render(tokenizer, prompt_messages, True)
+    full = _render(tokenizer, [*prompt_messages, {"role": "assistant", "content": response}], False)
+    marked = _render(tokenizer, [*prompt_messages, {"role": "assistant", "content": MARKER}], False)
+    if not full.startswith(prompt):
+        raise _rewritten(prompt, full)
+    after = marked.rpartition(MARKER)[2] if MARKER in marked else ""
+    after = after if full.endswith(after) else ""
+    text = full[len(prompt) : len(full) - len(after)] + _end_of_turn(tokenizer, after)
+    ids, both = _encode(tokenizer, prompt), _encode(tokenizer, prompt + text)
+    return ids, both[len(ids) :] if both[: len(ids)] == ids else _encode(tokenizer, text)
+
+
+class TextStream:
+    """Text from tokens that arrive a few at a time: what has been said is never taken back, and no character is split.
+
+    A token that ends inside a multi-byte character is held until the rest comes. Special tokens are not text.
+    The pieces joined, `finish` included, are `tokenizer.decode` of all the tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = _backend(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._text = ""
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete; it may be empty."""
+        self._ids.extend(int(token) for token in token_ids)
+        pieces = [self._stream.step(self._tokenizer, int(token)) for token in token_ids]
+        text = "".join(piece for piece in pieces if piece)
+        self._text += text
+        return text
+
+    def finish(self) -> str:
+        """What was held back, with U+FFFD for bytes that never became a character. The stream is then empty again."""
+        full = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        rest = full[len(self._text) :]
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids, self._text = [], ""
+        return rest
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The `tokenizers.Tokenizer` underneath."""
+    return tokenizer.backend_tokenizer
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a rendered template: its special tokens are already in the text, so none are added."""
+    return list(_backend(tokenizer).encode(text, add_special_tokens=False).ids)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
+    """The conversation as text."""
+    for message in messages:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise UserError(f"a message is {dict(message)!r}; expected the strings 'role' and 'content'.")
+    if not tokenizer.chat_template:
+        raise UserError(
+            "this tokenizer has no chat template (chat_template.jinja); give a plain prompt instead of messages."
+        )
+    from jinja2 import TemplateError
+
+    try:
+        chat: list[dict[str, Any]] = [dict(message) for message in messages]
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation_prompt))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"the chat template refuses these messages ({error}); their roles are: {roles}.") from None
+
+
+def _rewritten(prompt: str, full: str) -> UserError:
+    at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+    return UserError(
+        f"the chat template writes the prompt differently once there is a response: {prompt[at : at + 40]!r} becomes "
+        f"{full[at : at + 40]!r}; expected the same text with the response after it. Use a template that keeps it."
+    )
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
+    """The template's text after a response, up to its first special token; without one, less trailing white space."""
+    specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    ends = [after.index(special) + len(special) for special in specials if special in after]
+    return after[: min(ends)] if ends else after.rstrip()

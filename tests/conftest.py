@@ -1,0 +1,71 @@
+"""What every test runs under: stricter than life, on fake devices, without a network.
+
+Four CPU devices stand for a pod; dtypes and ranks promote only where the code says so; matmuls are full float32; every
+call into `sla_jax` is checked against its annotations (jaxtyping shapes too) by beartype. Programs compiled once stay
+in `.cache/jax`. All of it is set in `pytest_configure`, which runs before any test module, and so jax, is imported.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+    "COLUMNS": "120",
+}
+STRICT = {
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_default_matmul_precision": "highest",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.update(ENVIRONMENT, HF_HOME=tempfile.mkdtemp(prefix="sla-jax-tests-"))
+    import jax
+    from jaxtyping import install_import_hook
+
+    for name, value in STRICT.items():
+        jax.config.update(name, value)
+    install_import_hook("sla_jax", "beartype.beartype")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """`tiny_config(**changes)`: a Llama of 2 layers, D=32, F=64, N=4, K=2, H=8, V=97."""
+    from tests import tiny
+
+    return tiny.tiny_config
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """Byte-level BPE with ChatML; <|im_start|> is 1 and <|im_end|> is 2. Do not change it: the session shares it."""
+    from tests import tiny
+
+    return tiny.byte_level_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tokenizer as files: tokenizer.json, tokenizer_config.json, chat_template.jinja. Read only."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save_pretrained(directory)
+    return directory
