@@ -63,7 +63,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
                 prog=prog,
                 description=usage,
                 return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -110,6 +110,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _write_string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Line breaks that are not "\\n" survive only as escapes; PyYAML folds them to spaces in its other styles."""
+    style = '"' if set(text) & set("\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_string)
 for _tag, _looks, _first in SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_looks), _first)
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_looks), _first)

@@ -36,11 +36,15 @@ STRICT = {
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(ENVIRONMENT, HF_HOME=tempfile.mkdtemp(prefix="sla-jax-tests-"))
     import jax
+    from hypothesis import settings
     from jaxtyping import install_import_hook
 
     for name, value in STRICT.items():
         jax.config.update(name, value)
     install_import_hook("sla_jax", "beartype.beartype")
+    # no deadline: never a timed test; in CI the same examples every time, at a desk new ones
+    settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
+    settings.load_profile("house")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
