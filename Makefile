@@ -63,7 +63,7 @@ test: .venv/.stamp-test
 	$(BIN)/python -m pytest
 
 check-slow: .venv/.stamp-test
-	$(BIN)/python -m pytest -m slow -n 0 tests/slow
+	$(BIN)/python -m pytest -m slow -n 2 -rP tests/slow
 
 tpu-check: .venv/.stamp-demo $(LIBTPU)/.stamp
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.tpu

@@ -1,8 +1,8 @@
 """What a policy is, read from a Hugging Face `config.json` and from nothing else.
 
-The model never looks at a model's name. Two architectures imply fields that their config files leave unsaid (Qwen2 has
-biases on q, k and v; Qwen3 normalizes q and k); `IMPLIED` says them once. Arguments that change the numbers have no
-defaults: a config that lacks `rms_norm_eps` is an error, never 1e-6 by guess.
+The model never looks at a model's name. Two architectures imply what their config files leave unsaid (Qwen2 has biases
+on q, k and v, Qwen3 normalizes q and k, and neither slides its window unless told to); `IMPLIED` says it once.
+Arguments that change the numbers have no defaults: a config that lacks `rms_norm_eps` is an error, never 1e-6 by guess.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ IMPLIED: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "LlamaForCausalLMRewardTransformer": {},
     "MistralForCausalLM": {},
-    "Qwen2ForCausalLM": {"qkv_bias": True},
-    "Qwen3ForCausalLM": {"qk_norm": True},
+    "Qwen2ForCausalLM": {"qkv_bias": True, "use_sliding_window": False},
+    "Qwen3ForCausalLM": {"qk_norm": True, "use_sliding_window": False},
 }
 T = TypeVar("T")
 ROPE_KINDS = ("default", "linear", "llama3")
@@ -110,7 +110,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=implied.get("qkv_bias", bias),
         out_bias=bias and "qkv_bias" not in implied,
         qk_norm=implied.get("qk_norm", False),
-        windows=_windows(raw, layers),
+        windows=_windows({**implied, **raw}, layers),
         channel=_channel(raw, arch),
     )
 
@@ -169,7 +169,7 @@ def _windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
         return (None,) * layers
     kinds = raw.get("layer_types")
     if kinds is None:
-        first = int(raw.get("max_window_layers") or 0) if raw.get("use_sliding_window") else 0
+        first = _need(raw, "max_window_layers", int) if "use_sliding_window" in raw else 0
         kinds = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 

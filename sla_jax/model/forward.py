@@ -94,11 +94,15 @@ def logits(policy: Policy, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]
 def qkv(
     attn: Attention, config: ModelConfig, x: Float[Array, "*B D"], table: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:
-    """Rotated queries [*B, N, H] and keys [*B, K, H], and values [*B, K, H]."""
+    """Rotated queries [*B, N, H] and keys [*B, K, H], and values [*B, K, H].
+
+    The barrier keeps XLA:TPU from folding the heads' reshape into the product, which copies the weight every time.
+    """
     h = config.head_dim
     bias = (attn.q_bias[...], attn.k_bias[...], attn.v_bias[...]) if config.qkv_bias else (None, None, None)
     q, k, v = (
-        linear(x, w[...], b).reshape(*x.shape[:-1], -1, h) for w, b in zip((attn.q, attn.k, attn.v), bias, strict=True)
+        jax.lax.optimization_barrier(linear(x, w[...], b)).reshape(*x.shape[:-1], -1, h)
+        for w, b in zip((attn.q, attn.k, attn.v), bias, strict=True)
     )
     if config.qk_norm:
         q, k = rms_norm(q, attn.q_norm[...], config.eps), rms_norm(k, attn.k_norm[...], config.eps)
