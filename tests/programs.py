@@ -34,11 +34,12 @@ def tiny_checkpoint(directory: Path, *, channel: bool = True, sharpness: float =
     return directory
 
 
-def run_program(*words: str, ok: bool = True, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    *words: str, ok: bool = True, cwd: Path = ROOT, timeout: float = 600, **env: str
+) -> subprocess.CompletedProcess[str]:
     """`python WORDS…` at the root of the project; asserts that it succeeds unless `ok` is false."""
+    command = [sys.executable, *words]
     environment = {**os.environ, **env}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert not ok or done.returncode == 0, f"{words} exited {done.returncode}:\n{done.stderr}"
     return done

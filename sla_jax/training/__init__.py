@@ -1,0 +1,1 @@
+"""Training of the reward channel on a frozen policy: pairs → features → losses → loop."""

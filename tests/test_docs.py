@@ -1,0 +1,85 @@
+"""Every command in README.md and docs/ works as written.
+
+README's programs are run, in order, in a scratch copy of the project; a command anywhere else must name a program, a
+subcommand and flags that exist; a make target must be in the Makefile; a linked file must be there.
+"""
+
+import functools
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sla_jax.checkpoint import smollm2
+from sla_jax.errors import UserError
+from tests.programs import ROOT, run_program
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *ROOT.glob("channels/*/README.md"),
+]
+SHORT = ["--max-tokens", "12"]  # appended to generate.py: what is tested is that the command works
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `python …` and `make …` lines of a page's shell blocks, as words without comments."""
+    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [line for line in lines if re.match(r"(\.venv/bin/)?(python|make) ", line)]
+    return [shlex.split(re.sub(r"[\[\]…]|\|\S+", " ", line), comments=True) for line in found]
+
+
+ALL = [pytest.param(words, id=f"{page.name}-{' '.join(words)[:60]}") for page in PAGES for words in commands(page)]
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    return run_program(*words, "--help", COLUMNS="300").stdout
+
+
+def test_there_are_commands_to_check():
+    assert len(ALL) >= 10
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_a_documented_command_exists_with_its_flags(words):
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+        return
+    words = words[1:]
+    program = words[:2] if words[0] == "-m" else words[:1]
+    if program[0] == "-m":
+        assert (ROOT / (program[1].replace(".", "/") + ".py")).is_file()
+    else:
+        assert (ROOT / program[0]).is_file()
+    flags = {word.partition("=")[0] for word in words[len(program) :] if word.startswith("--")}
+    if flags:
+        subcommand = words[1:2] if program[0] in ("convert.py", "eval.py") else []
+        known = set(re.findall(r"--[\w.-]+", help_of(*program, *subcommand)))
+        assert flags <= known | {"--help", "--debug"}
+
+
+def test_linked_files_exist():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_commands_of_the_readme_run(tmp_path):
+    try:
+        smollm2.fetch()
+    except UserError as error:
+        pytest.skip(str(error))
+    for entry in ROOT.iterdir():
+        if entry.name not in (".cache", "runs", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    ran = [words[1:] for words in commands(ROOT / "README.md") if words[0] == "python"]
+    for words in ran:
+        extra = SHORT if words[0] == "generate.py" else []
+        run_program(*words, *extra, cwd=tmp_path, PYTHONPATH=str(ROOT), XLA_FLAGS="", PATH=os.environ["PATH"])
+    assert {words[0] for words in ran} == {"convert.py", "generate.py", "train.py", "eval.py"}
