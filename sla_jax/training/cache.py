@@ -68,8 +68,8 @@ def cache_key(data: TokenPairs, policy: Policy, config: ModelConfig, dtype: str)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _features(policy: Policy, config: ModelConfig, packed: Packed, flat: Array, dtype: jnp.dtype) -> Array:
-    return packed_features(policy, config, packed, flat).astype(dtype)
+def _features(policy: Policy, config: ModelConfig, packed: Packed, places: Array, dtype: jnp.dtype) -> Array:
+    return packed_features(policy, config, packed, places).astype(dtype)
 
 
 def _fill(
@@ -106,7 +106,7 @@ def _store(
     """One forward pass; the response positions go to their places in the cache."""
     batch = TokenSource(data).batch(group)
     assert isinstance(batch.source, Packed)
-    out = np.asarray(_features(policy, config, batch.source, jnp.asarray(batch.flat), states.dtype))
+    out = np.asarray(_features(policy, config, batch.source, jnp.asarray(batch.places), states.dtype))
     if not np.isfinite(out).all():
         raise UserError(
             f"this policy's hidden states do not fit {states.dtype}; pass --features.dtype bfloat16 or float32."

@@ -35,27 +35,26 @@ class Batch(NamedTuple):
     """
 
     source: Packed | Array | np.ndarray
-    flat: Array | np.ndarray  # int32 [P]: where each response token stands in the flattened packed rows
+    places: Array | np.ndarray  # int32 [P, 2]: row and column of each response token in the packed rows
     chosen_index: Array | np.ndarray  # int32 [B, T]: where each response token stands in the flat row
     rejected_index: Array | np.ndarray
     chosen_mask: Array | np.ndarray  # bool [B, T], left-aligned
     rejected_mask: Array | np.ndarray
 
 
-def packed_features(policy: Policy, config: ModelConfig, packed: Packed, flat: Array) -> Array:
-    """Hidden states [L+1, P, D] at the flat positions [P] of packed rows; no gradient goes into the policy."""
+def packed_features(policy: Policy, config: ModelConfig, packed: Packed, places: Array) -> Array:
+    """Hidden states [L+1, P, D] at `places` [P, 2] of packed rows; no gradient goes into the policy."""
     tokens, positions, branches = (jnp.asarray(x) for x in packed)
     features = trunk(policy, config, tokens, branches=Branches(positions, branches), keep_features=True).features
     assert features is not None
-    rows = features.reshape(features.shape[0], -1, features.shape[-1])
-    return jax.lax.stop_gradient(jnp.take(rows, flat, axis=1))
+    return jax.lax.stop_gradient(features[:, places[:, 0], places[:, 1]])
 
 
 def pair_rewards(channel: Channel, policy: Policy | None, config: ModelConfig, batch: Batch) -> tuple[Array, Array]:
     """Rewards float32 [B, T] of chosen and rejected (meaningless where masked). Only packed batches read `policy`."""
     if isinstance(batch.source, Packed):
         assert policy is not None, "a packed batch needs the policy"
-        features = packed_features(policy, config, batch.source, jnp.asarray(batch.flat))
+        features = packed_features(policy, config, batch.source, jnp.asarray(batch.places))
     else:
         features = jnp.asarray(batch.source)
     rewards = channel_rewards(channel, config, features.astype(jnp.float32))
@@ -69,7 +68,7 @@ def pack(pairs: Sequence[TokenPair | None], length: int) -> Batch:
     width = bucket(max((pair.longest for pair in pairs if pair is not None), default=1))
     index = np.zeros((2, len(pairs), width), np.int32)
     mask = np.zeros((2, len(pairs), width), bool)
-    flat: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     end = 0
     for row, pair in enumerate(pairs):
         if pair is None:
@@ -80,13 +79,14 @@ def pack(pairs: Sequence[TokenPair | None], length: int) -> Batch:
             [np.arange(start), *(start + np.arange(n) for n in sizes)]
         )
         packed.branches[row, : pair.length] = np.repeat([0, 1, 2], [start, *sizes])
-        flat.append(row * length + np.arange(start, pair.length, dtype=np.int32))
+        columns = np.arange(start, pair.length, dtype=np.int32)
+        places.append(np.stack([np.full_like(columns, row), columns], axis=1))
         for side, count in enumerate(sizes):
             index[side, row, :count] = np.arange(end, end + count)
             mask[side, row, :count] = True
             end += count
-    where = np.zeros(token_bucket(end), np.int32)
-    where[:end] = np.concatenate(flat) if flat else 0
+    where = np.zeros((token_bucket(end), 2), np.int32)
+    where[:end] = np.concatenate(places) if places else 0
     return Batch(packed, where, index[0], index[1], mask[0], mask[1])
 
 
@@ -136,7 +136,7 @@ class StoredSource:
         """See Source."""
         batch = self.tokens.batch(pairs)
         layers, _, depth = self.states.shape
-        features = np.zeros((layers, len(batch.flat), depth), self.states.dtype)
+        features = np.zeros((layers, len(batch.places), depth), self.states.dtype)
         end = 0
         for pair in pairs[pairs != NO_PAIR]:
             start, stop = self.offsets[pair : pair + 2]

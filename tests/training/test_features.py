@@ -1,6 +1,7 @@
 """Packed pairs against whole sequences, and the cache: equal to packed, resumable, keyed by what it depends on."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,8 @@ def bare(policy: Policy, config: ModelConfig) -> tuple[Policy, ModelConfig]:
 
 
 def fill(folder: Path, pairs: TokenPairs, policy: Policy, config: ModelConfig, **changes) -> features.StoredSource:
-    options = {"dtype": "float32", "batch_tokens": 128, "progress": lambda done, total: None} | changes
-    return cache.cached_source(pairs, *bare(policy, config), folder=folder, **options)
+    options: dict[str, Any] = {"dtype": "float32", "batch_tokens": 128, "progress": lambda done, total: None}
+    return cache.cached_source(pairs, *bare(policy, config), folder=folder, **(options | changes))
 
 
 def test_rewards_of_packed_and_stored_pairs_are_those_of_whole_sequences(
