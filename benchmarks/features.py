@@ -2,9 +2,8 @@
 
     python -m benchmarks.features CHECKPOINT --data FILE … [--pairs 128 --json FILE]
 
-Both modes run what train.py runs (`training.loop.train`), on the same pairs in the same order; the time of an
-epoch is the sum of its steps' `seconds` in metrics.jsonl, the first epoch (compilation) left out. Filling the cache is
-timed on its own.
+Both modes run what train.py runs (`training.loop.train`) on the same pairs, each in its own default order. An epoch's
+time is the sum of its steps' `seconds` in metrics.jsonl, the first epoch (compilation) left out.
 """
 
 import argparse
