@@ -7,6 +7,7 @@ that the boundary between prompt and response is found in characters, where it i
 `transformers` takes seconds to import and is imported where a tokenizer is loaded, not before.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory} {missing}; expected a checkpoint made by convert.py, or a Hugging Face directory that was "
             "saved with a fast tokenizer (tokenizer.json beside tokenizer_config.json)."
         )
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is no news
     from transformers import PreTrainedTokenizerFast
 
     try:
