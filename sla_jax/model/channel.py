@@ -60,13 +60,13 @@ def step(
 
 
 def read(channel: Channel, h: Float[Array, "*B D"], u: Float[Array, "*B C"]) -> Float[Array, "*B"]:
-    """The reward, float32, from the final-norm output h_L and u_{L-1}."""
-    x = jnp.concatenate([h, u], axis=-1)
+    """The reward from the final-norm output h_L and u_{L-1}; the head computes in float32."""
+    x = jnp.concatenate([h, u], axis=-1).astype(jnp.float32)
     last = len(channel.head) - 1
     for i, weight in enumerate(channel.head):
-        x = linear(x, weight[...])
+        x = linear(x, weight[...].astype(jnp.float32))
         x = jax.nn.silu(x) if i < last else x
-    return x[..., 0].astype(jnp.float32)
+    return x[..., 0]
 
 
 def padded(channel: Channel) -> tuple[Array, Array]:

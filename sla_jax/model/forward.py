@@ -83,12 +83,11 @@ def trunk(
 
 
 def logits(policy: Policy, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Next-token logits, float32, from final-norm outputs."""
-    if policy.head is not None:
-        return linear(hidden, policy.head[...]).astype(jnp.float32)
+    """Next-token logits from final-norm outputs; float32 sums and result, so that bfloat16 makes no ties."""
     rows = hidden.reshape(-1, hidden.shape[-1])
-    out = jax.lax.dot_general(rows, policy.embed[...], (((1,), (1,)), ((), ())))
-    return out.reshape(*hidden.shape[:-1], -1).astype(jnp.float32)
+    weight, axis = (policy.embed[...], 1) if policy.head is None else (policy.head[...], 0)
+    out = jax.lax.dot_general(rows, weight, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+    return out.reshape(*hidden.shape[:-1], -1)
 
 
 def qkv(
