@@ -3,6 +3,7 @@
 #   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
 #   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
 #   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
+# bench and tpu-check take flags: make bench ARGS=--write-docs
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -66,7 +67,7 @@ check-slow: .venv/.stamp-test
 	$(BIN)/python -m pytest -m slow -n 2 -rP tests/slow
 
 tpu-check: .venv/.stamp-demo $(LIBTPU)/.stamp
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.tpu
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.tpu $(ARGS)
 
 lint: .venv/.stamp-lint
 	$(BIN)/ruff check
@@ -75,7 +76,7 @@ lint: .venv/.stamp-lint
 	$(BIN)/python -m tests.house
 
 bench: .venv/.stamp-test
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
 	rm -rf .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
