@@ -31,35 +31,50 @@ COLDEST, WARMEST = (214, 69, 65), (38, 166, 91)  # colours of the lowest and the
 
 @dataclasses.dataclass
 class Tally:
-    """Speed and cost of one answer, as its chunks come in. The first chunk's time includes compilation."""
+    """Speed and cost of one answer, as its chunks come in. Seconds are those spent waiting for this answer alone."""
 
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-    first: float | None = None
+    first_seconds: float = 0.0  # until the first text, compilation included
     first_tokens: int = 0
-    last: float = 0.0
+    rest_seconds: float = 0.0
     rounds: int = 0
     lanes: int = 0
     chunk: Chunk | None = None
 
-    def add(self, chunk: Chunk) -> None:
-        """Count one chunk."""
-        self.last = time.perf_counter()
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        """Count one chunk that took `seconds`."""
         self.rounds, self.lanes, self.chunk = self.rounds + 1, max(self.lanes, chunk.alive), chunk
-        if self.first is None and chunk.token_ids:
-            self.first, self.first_tokens = self.last, chunk.usage.completion_tokens
+        if self.first_tokens:
+            self.rest_seconds += seconds
+        else:
+            self.first_seconds += seconds
+            self.first_tokens = chunk.usage.completion_tokens
 
     def line(self) -> str:
-        """`48 tokens · first text after 0.9 s, then 41.2 tokens/s · …`"""
-        assert self.chunk is not None and self.first is not None, "an answer has at least one chunk"
+        """`48 tokens (stop) · first text after 0.9 s …, then 41.2 tokens/s · …`"""
+        assert self.chunk is not None, "an answer has at least one chunk"
         usage = self.chunk.usage
-        seconds, rest = self.last - self.first, usage.completion_tokens - self.first_tokens
-        speed = f", then {rest / seconds:.1f} tokens/s" if rest and seconds > 0 else ""
+        rest = usage.completion_tokens - self.first_tokens
+        speed = f", then {rest / self.rest_seconds:.1f} tokens/s" if rest and self.rest_seconds > 0 else ""
         explored = usage.explored_tokens / max(usage.completion_tokens, 1)
-        return (
-            f"{usage.completion_tokens} tokens ({self.chunk.finish_reason}) · first text after "
-            f"{self.first - self.started:.1f} s with compilation{speed} · {explored:.1f} tokens explored per token "
-            f"committed · up to {self.lanes} lanes · {self.rounds} rounds"
+        parts = (
+            f"{usage.completion_tokens} tokens ({self.chunk.finish_reason})",
+            f"first text after {self.first_seconds:.1f} s with compilation{speed}",
+            f"{explored:.1f} tokens explored per token committed",
+            f"up to {self.lanes} lanes",
+            f"{self.rounds} rounds",
         )
+        return " · ".join(parts)
+
+
+def timed(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, float]]:
+    """Each chunk with the seconds that its round took."""
+    going = iter(chunks)
+    while True:
+        began = time.perf_counter()
+        chunk = next(going, None)
+        if chunk is None:
+            return
+        yield chunk, time.perf_counter() - began
 
 
 def describe(decoder: SLA | Greedy) -> str:
@@ -74,11 +89,13 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def print_stream(chunks: Iterable[Chunk]) -> None:
-    """Text as it is committed, then the tally."""
+def print_stream(chunks: Iterable[Chunk], column: "Column | None" = None) -> None:
+    """Text as it is committed, then the tally; a column, if given, takes the chunks too."""
     tally = Tally()
-    for chunk in chunks:
-        tally.add(chunk)
+    for chunk, seconds in timed(chunks):
+        tally.add(chunk, seconds)
+        if column is not None:
+            column.add(chunk, seconds)
         print(chunk.text, end="", flush=True)
     print(flush=True)
     Console(file=sys.stderr).print(tally.line(), style="dim", highlight=False, soft_wrap=True)
@@ -107,17 +124,17 @@ def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> dict
     if not console.is_terminal:
         for name, chunks in answers.items():
             print(f"\n── {name} ──", flush=True)
-            print_stream(columns[name].watch(chunks))
+            print_stream(chunks, columns[name])
         return columns
-    going = {name: iter(chunks) for name, chunks in answers.items()}
+    going = {name: timed(chunks) for name, chunks in answers.items()}
     with Live(_table(columns), console=console, refresh_per_second=12) as live:
         while going:
             for name in list(going):
-                chunk = next(going[name], None)
-                if chunk is None:
+                item = next(going[name], None)
+                if item is None:
                     del going[name]
                 else:
-                    columns[name].add(chunk)
+                    columns[name].add(*item)
                 live.update(_table(columns))
     console.print(LEGEND, style="dim")
     return columns
@@ -142,20 +159,14 @@ class Column:
         self.pieces: list[tuple[str, float]] = []
         self.done = False
 
-    def add(self, chunk: Chunk) -> None:
-        """Take one chunk; time counts from the first call's round."""
-        self.tally.add(chunk)
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        """Take one chunk that took `seconds`."""
+        self.tally.add(chunk, seconds)
         pairs = zip(chunk.token_ids, chunk.rewards, strict=True)
         self.pieces += [(self.stream.push([token]), reward) for token, reward in pairs]
         self.done = chunk.finish_reason is not None
         if self.done and self.pieces:
             self.pieces.append((self.stream.finish(), self.pieces[-1][1]))
-
-    def watch(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Pass chunks on and take them."""
-        for chunk in chunks:
-            self.add(chunk)
-            yield chunk
 
     def render(self, low: float, high: float) -> Panel:
         """The panel, coloured on the scale low…high."""

@@ -57,10 +57,12 @@ def test_side_by_side_columns_hold_the_whole_answers_in_colour(checkpoint):
     column = terminal.Column("greedy", model.tokenizer)
     chunks = list(model.stream("Hello", search=sla_jax.Greedy(chunk=5), max_tokens=20))
     for chunk in chunks:
-        column.add(chunk)
+        column.add(chunk, 0.5)
     drawn = io.StringIO()
     Console(file=drawn, width=200, force_terminal=True, color_system="truecolor").print(column.render(-1.0, 1.0))
     assert "".join(piece for piece, _ in column.pieces) == "".join(chunk.text for chunk in chunks)
+    rest = sum(len(chunk.token_ids) for chunk in chunks[1:])
+    assert f"then {rest / (0.5 * (len(chunks) - 1)):.1f} tokens/s" in column.tally.line()
     assert column.done and "\x1b[38;2;" in drawn.getvalue()
 
 
