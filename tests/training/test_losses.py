@@ -8,6 +8,11 @@ import pytest
 from sla_jax.training import losses
 
 
+def pair_loss(name, *batch, **options):
+    shown = losses.means(losses.loss_sums(name, *batch, **options))
+    return shown["loss"], shown
+
+
 def neg_log_sigmoid(x: float) -> float:
     return float(np.log1p(np.exp(-x)))
 
@@ -50,7 +55,7 @@ def padded(rows: list[list[float]], extra_rows: int = 0, width: int = 11) -> tup
 def test_seqwise_bt_is_the_slow_one(key: int, empty: int) -> None:
     chosen, rejected = ragged(key)
     (c, cm), (r, rm) = padded(chosen, empty), padded(rejected, empty)
-    loss, metrics = losses.pair_loss("seqwise_bt", c, r, cm, rm)
+    loss, metrics = pair_loss("seqwise_bt", c, r, cm, rm)
     np.testing.assert_allclose(loss, slow_seqwise(chosen, rejected), rtol=1e-5)
     right = [np.mean(a) > np.mean(b) for a, b in zip(chosen, rejected, strict=True)]
     np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
@@ -63,7 +68,7 @@ def test_seqwise_bt_is_the_slow_one(key: int, empty: int) -> None:
 def test_tokenwise_bt_is_the_slow_one(key: int, scale: float, shift: float) -> None:
     chosen, rejected = ragged(key)
     (c, cm), (r, rm) = padded(chosen, 2), padded(rejected, 2)
-    loss, _ = losses.pair_loss("tokenwise_bt", c, r, cm, rm, scale=scale, shift=shift)
+    loss, _ = pair_loss("tokenwise_bt", c, r, cm, rm, scale=scale, shift=shift)
     np.testing.assert_allclose(loss, slow_tokenwise(chosen, rejected, scale, shift), rtol=1e-5)
 
 
@@ -71,9 +76,9 @@ def test_tokenwise_bt_is_the_slow_one(key: int, scale: float, shift: float) -> N
 def test_padding_gets_no_gradient_and_ties_count_half(name: losses.LossName) -> None:
     chosen, rejected = ragged(9)
     (c, cm), (r, rm) = padded(chosen, 2), padded(rejected, 2)
-    gradient = jax.grad(lambda x: losses.pair_loss(name, x, r, cm, rm)[0])(c)
+    gradient = jax.grad(lambda x: pair_loss(name, x, r, cm, rm)[0])(c)
     assert np.all(np.asarray(gradient)[~np.asarray(cm)] == 0)
     assert np.all(np.asarray(gradient)[np.asarray(cm)] != 0)
-    _, metrics = losses.pair_loss(name, c, c, cm, cm)
+    _, metrics = pair_loss(name, c, c, cm, cm)
     assert metrics["accuracy"] == 0.5
     np.testing.assert_allclose(metrics["loss"], np.log(2.0), rtol=1e-6)
