@@ -3,6 +3,7 @@
     python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --search.width 4 --search.chunk 8
     python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --compare greedy      # side by side
     python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --json                # one object per chunk
+    python generate.py .cache/smollm2 "How do I clean a cast-iron pan?" --sampling.temperature 0.8 --sampling.seed 1
 
 Without --raw the prompt is a user's turn under the checkpoint's chat template; `-` reads it from standard input.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from sla_jax.config import parse
+from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError, front_door
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Generate:
     """Give the prompt to the model as it is, without the chat template."""
     json: bool = False
     """One JSON object per committed chunk, then a summary."""
+    sampling: Sampling = Sampling()
+    """Draw tokens instead of taking the best: --sampling.temperature, .top-k, .top-p, .min-p, .seed and penalties."""
     compare: Literal["greedy"] | None = None
     """Answer with this method too and show both side by side, rewards as colour."""
     picture: Path | None = None
@@ -94,11 +98,12 @@ def main(argv: list[str]) -> None:
     with terminal.waiting("loading"):
         model = sla_jax.load(args.checkpoint)
     prompt = model.prompt_ids(text if args.raw else _messages(args.system, text))
-    chunks = model.stream(prompt, search=decoder, max_tokens=args.max_tokens)
+    common = {"max_tokens": args.max_tokens, "sampling": args.sampling}
+    chunks = model.stream(prompt, search=decoder, **common)
     if args.json:
         terminal.print_json(chunks)
     elif args.compare:
-        other = model.stream(prompt, search=sla_jax.Greedy(chunk=args.search.chunk), max_tokens=args.max_tokens)
+        other = model.stream(prompt, search=sla_jax.Greedy(chunk=args.search.chunk), **common)
         columns = terminal.print_beside({"greedy": other, terminal.describe(decoder): chunks}, model.tokenizer)
         if args.picture:
             terminal.save_picture(columns, args.picture, title=text)

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import minimal, torch_side
 from benchmarks.report import ROOT, machine, markdown, show, write_json, write_page
 from benchmarks.timing import Plain, Rounds, Task, bandwidth, floor_seconds, matmul_rate, turns
-from sla_jax.api import engine
+from sla_jax.loading import engine
 from sla_jax.checkpoint import store
 from sla_jax.checkpoint.channel_file import load_channel
 from sla_jax.config import parse

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,15 +28,18 @@ from jax.sharding import Mesh
 
 from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from benchmarks.shapes import LLAMA3_8B, SEARCHES, TINY
-from sla_jax.api import engine
+from sla_jax.loading import engine
 from sla_jax.config import parse
 from sla_jax.decode import lanes as moves
+from sla_jax.decode.choice import choices
 from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.lanes import Prompts
 from sla_jax.decode.program import bucket
+from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError, front_door
 from sla_jax.model import decoding
-from sla_jax.model.axes import param_axes
+from sla_jax.model.axes import policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import init_channel, init_policy, param_paths, unstack, without_channel
 from sla_jax.sharding import SERVE, TRAIN, Rules, make_mesh, named
@@ -49,7 +51,6 @@ from sla_jax.training.step import PAIR_AXES, init_state, jit_train_step, make_op
 HBM = 16e9  # bytes a v5e chip has
 LIMITS = {8: 1.06, 64: 1.15}  # lanes → how many times greedy's bytes a step at prefix 2048 may access
 SLACK = 256  # capacity for new tokens beyond the prefix
-LAYER = re.compile(r"\.\d+\.")
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -151,11 +152,17 @@ def compile_round(config: ModelConfig, mesh: Mesh, name: str, decoder: Greedy | 
     steps = engine(config).steps
     policy = policy_shapes(config, mesh, SERVE, unrolled=True)
     cache = cache_of(config, mesh, decoder, prefix)
-    plant: Any = functools.partial(moves.plant, lanes=decoder.lanes, held=decoder.held, width=decoder.width)
-    ends, limit = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1,), jnp.int32)
-    logits = jnp.zeros((1, config.vocab_size), jnp.float32)
-    state = jax.eval_shape(functools.partial(plant, cache), logits, jnp.zeros((1,)), limit, ends)
-    state = replicated(mesh, state._replace(cache=limit))._replace(cache=cache)
+    prompts = Prompts(
+        tokens=jnp.zeros((1, prefix), jnp.int32),
+        lengths=jnp.zeros((1,), jnp.int32),
+        limit=jnp.zeros((1,), jnp.int32),
+        ends=jnp.zeros((1, 2), jnp.int32),
+        choice=choices([Sampling()]),
+    )
+    sizes: Any = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "tops": 0}
+    plant = functools.partial(moves.plant, cache, prompts=prompts, **sizes)
+    state = jax.eval_shape(plant, jnp.zeros((1, config.vocab_size), jnp.float32), jnp.zeros((1,)))
+    state = replicated(mesh, state._replace(cache=prompts.limit))._replace(cache=cache)
 
     def round_(policy: Any, state: Any) -> Any:
         return decoder.advance(steps(policy, decoder), state, vocabulary=config.vocab_size)
@@ -226,11 +233,8 @@ def policy_shapes(config: ModelConfig, mesh: Mesh, rules: Rules, *, unrolled: bo
         return unstack(policy) if unrolled else policy
 
     policy = jax.eval_shape(make)
-    names = list(param_paths(policy))
-    leaves, tree = jax.tree.flatten(policy)
-    axes = [param_axes(LAYER.sub(".", name), len(leaf.shape)) for name, leaf in zip(names, leaves, strict=True)]
-    placed = [sharded(leaf, mesh, *names, rules=rules) for leaf, names in zip(leaves, axes, strict=True)]
-    return jax.tree.unflatten(tree, placed)
+    placed = policy_shardings(policy, mesh, rules)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), policy, placed)
 
 
 def cache_of(config: ModelConfig, mesh: Mesh, decoder: Greedy | SLA, prefix: int) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 _HOMES = {
     "load": "api",
-    "use_compilation_cache": "api",
+    "use_compilation_cache": "loading",
     "LanguageModel": "api",
     "Chunk": "api",
     "SLA": "decode.sla",
     "Greedy": "decode.greedy",
+    "Sampling": "decode.sampling",
 }
-__all__ = ["SLA", "Chunk", "Greedy", "LanguageModel", "load", "use_compilation_cache"]
+__all__ = ["SLA", "Chunk", "Greedy", "LanguageModel", "Sampling", "load", "use_compilation_cache"]
 
 
 def __getattr__(name: str) -> Any:

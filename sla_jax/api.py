@@ -7,8 +7,6 @@ for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SL
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sla_jax.checkpoint import store
 from sla_jax.decode.greedy import Greedy
-from sla_jax.decode.program import Engine, Program, bucket, check_prompt
+from sla_jax.decode.program import Program, bucket, check_prompt
 from sla_jax.decode.result import Round
+from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
-from sla_jax.decode.steps import Steps
 from sla_jax.errors import UserError
-from sla_jax.model import decoding, forward
+from sla_jax.loading import engine, load_model
+from sla_jax.model import forward
 from sla_jax.model.config import ModelConfig
-from sla_jax.model.policy import Policy, unstack
-from sla_jax.text import TextStream, chat_ids, load_tokenizer, response_ids
+from sla_jax.model.policy import Policy
+from sla_jax.text import TextStream, chat_ids, response_ids
 
+GREEDY = Sampling()
 Messages = Sequence[dict[str, str]]
 
 
@@ -67,7 +66,12 @@ class LanguageModel:
         self._trunk = jax.jit(functools.partial(_rewards, config))
 
     def stream(
-        self, prompt: Messages | Sequence[int] | str, *, search: Greedy | SLA | None = None, max_tokens: int = 256
+        self,
+        prompt: Messages | Sequence[int] | str,
+        *,
+        search: Greedy | SLA | None = None,
+        max_tokens: int = 256,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[Chunk]:
         """Yield text as it is committed. `prompt`: messages (chat template), a raw string, or token ids.
 
@@ -76,7 +80,7 @@ class LanguageModel:
         ids = self.prompt_ids(prompt)
         text = TextStream(self.tokenizer)
         spent = 0
-        for number, (round_,) in enumerate(self._rounds([ids], search or Greedy(), [max_tokens])):
+        for number, (round_,) in enumerate(self._rounds([ids], search or Greedy(), [max_tokens], [sampling])):
             spent += len(round_.tokens)
             usage = Usage(prompt_tokens=len(ids), completion_tokens=spent, explored_tokens=round_.explored)
             piece = text.push(round_.tokens) + (text.finish() if round_.done else "")
@@ -93,11 +97,16 @@ class LanguageModel:
             )
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, search: Greedy | SLA | None = None, max_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        search: Greedy | SLA | None = None,
+        max_tokens: Sequence[int],
+        samplings: Sequence[Sampling] | None = None,
     ) -> list[list[int]]:
         """Answer several prompts (token ids) together in one program; the loop over rounds runs on the device."""
         decoder = search or Greedy()
-        program, state = self._begin(prompts, decoder, max_tokens)
+        program, state = self._begin(prompts, decoder, max_tokens, samplings or [GREEDY] * len(prompts))
         answers: list[list[int]] = [[] for _ in prompts]
         for rounds in program.complete(self.policy, state, max(max_tokens)):
             for answer, round_ in zip(answers, rounds, strict=True):
@@ -126,13 +135,21 @@ class LanguageModel:
         return [int(token) for token in prompt if not isinstance(token, dict)]
 
     def _rounds(
-        self, prompts: Sequence[Sequence[int]], decoder: Greedy | SLA, limits: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoder: Greedy | SLA,
+        limits: Sequence[int],
+        samplings: Sequence[Sampling],
     ) -> Iterator[list[Round]]:
-        program, state = self._begin(prompts, decoder, limits)
+        program, state = self._begin(prompts, decoder, limits, samplings)
         return program.stream(self.policy, state)
 
     def _begin(
-        self, prompts: Sequence[Sequence[int]], decoder: Greedy | SLA, limits: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoder: Greedy | SLA,
+        limits: Sequence[int],
+        samplings: Sequence[Sampling],
     ) -> tuple[Program, Any]:
         for prompt, limit in zip(prompts, limits, strict=True):
             check_prompt(prompt, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
@@ -141,7 +158,7 @@ class LanguageModel:
         if decoder not in self._programs:
             self._programs[decoder] = Program(self._engine, decoder)
         program = self._programs[decoder]
-        return program, program.start(self.policy, prompts, limits, self.end_tokens)
+        return program, program.start(self.policy, prompts, limits, self.end_tokens, samplings)
 
     def _require_channel(self, what: str) -> None:
         if self.config.channel is None:
@@ -153,45 +170,8 @@ class LanguageModel:
 
 def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:
     """Load a checkpoint directory for decoding. `dtype` defaults to float32 on CPU and bfloat16 on accelerators."""
-    on_cpu = jax.default_backend() == "cpu"
-    kind = jnp.dtype(dtype) if dtype is not None else jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
-    checkpoint = store.load(Path(directory), dtype=kind)
-    tokenizer = load_tokenizer(Path(directory))
-    policy = jax.jit(unstack)(checkpoint.policy)
-    return LanguageModel(policy, checkpoint.config, tokenizer, end_tokens(Path(directory), tokenizer))
-
-
-def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
-    """End tokens from generation_config.json, else the tokenizer's own."""
-    path = directory / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    found = tokenizer.eos_token_id if found is None else found
-    return [found] if isinstance(found, int) else list(found or [])
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, $SLA_JAX_CACHE or ~/.cache/sla_jax."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    home = Path(os.environ.get("SLA_JAX_CACHE") or Path.home() / ".cache" / "sla_jax")
-    jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
-
-
-def engine(config: ModelConfig) -> Engine:
-    """Bind a model to what decoders ask of one."""
-
-    def prefill(params: Policy, prompts: jax.Array, lengths: jax.Array, decoder: Any, capacity: int) -> Any:
-        sizes = {"lanes": decoder.lanes, "capacity": capacity, "held": decoder.held}
-        return decoding.prefill(params, config, prompts, lengths, **sizes)
-
-    def steps(params: Policy, decoder: Any) -> Steps:
-        return Steps(
-            step=functools.partial(decoding.step, params, config, decoder.chunk),
-            fork=functools.partial(decoding.fork, decoder.chunk),
-            commit=functools.partial(decoding.commit, decoder.chunk),
-        )
-
-    return Engine(prefill, steps, config.vocab_size)
+    loaded = load_model(Path(directory), dtype=None if dtype is None else jnp.dtype(dtype))
+    return LanguageModel(loaded.policy, loaded.config, loaded.tokenizer, loaded.end_tokens)
 
 
 def _rewards(config: ModelConfig, policy: Policy, tokens: jax.Array) -> jax.Array | None:

@@ -25,6 +25,7 @@ LEVELS = (
     {"config", "text", "sharding"},
     {"model"},
     {"decode", "checkpoint"},
+    {"loading"},
     {"training", "serving", "evaluation"},
     {"api"},
     {"", "terminal"},

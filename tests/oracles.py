@@ -22,7 +22,7 @@ Watch = Callable[[str, float, int], None]
 
 
 class Round(NamedTuple):
-    """One committed chunk; `explored` counts every token read so far, in every branch."""
+    """What one round committed; `explored` counts every token read so far, in every branch; the rest is of its end."""
 
     tokens: Text
     rewards: tuple[float, ...]
@@ -50,6 +50,8 @@ class Settings:
     max_tokens: int
     end_tokens: frozenset[int] = frozenset()
     branch_first: bool = False
+    early: bool = True  # commit as soon as no other branch can win: the same text, in fewer and larger rounds
+    early_margin: float | None = None  # commit as soon as a branch leads by more than this
 
 
 @dataclasses.dataclass
@@ -85,14 +87,14 @@ class Search:
         self.explored, self.committed = 0, 0
 
     def run(self) -> Answer:
-        """Commit chunks until the text has ended."""
-        root = self.root()
+        """Grow the tree by a level and commit what is decided, until the text has ended."""
+        root, level = self.root(), 0
         rounds: list[Round] = []
-        if not self.settings.branch_first:
-            root = self.first_chunk(root, rounds)
         while not self.ended(root):
-            self.grow(root)
-            root = self.select(root, rounds)
+            self.grow(root, level)
+            level += 1
+            while level > self.settings.depth or (level > 0 and self.decided(root)):
+                root, level = self.select(root, rounds), level - 1
         finish = "stop" if root.text[-1] in self.settings.end_tokens else "length"
         return Answer(root.text, rounds, finish, self.explored)
 
@@ -101,22 +103,40 @@ class Search:
         ((logprobs, _),) = self.world([()])
         return Node((), 0, [], logprobs)
 
-    def first_chunk(self, root: Node, rounds: list[Round]) -> Node:
-        """k greedy tokens, committed at once."""
-        (node,) = self.expand([root], width=1)
-        rounds.append(self.commit(node, None))
-        return node
-
     def ended(self, node: Node) -> bool:
         """An end token, or max_tokens."""
         return bool(node.text) and (
             node.text[-1] in self.settings.end_tokens or len(node.text) >= self.settings.max_tokens
         )
 
-    def grow(self, root: Node) -> None:
-        """Expand until every unfinished leaf is depth + 1 levels below the committed text."""
-        for level in range(self.settings.depth + 1):
-            self.expand([node for node in self.at_level(root, level) if not node.children], self.settings.width)
+    def grow(self, root: Node, level: int) -> None:
+        """Expand every unfinished leaf; all of them are `level` levels below the committed text."""
+        first = not root.text and not self.settings.branch_first
+        leaves = [leaf for leaf in root.leaves() if not self.ended(leaf)]
+        assert all(leaf in self.at_level(root, level) for leaf in leaves)
+        self.expand(leaves, 1 if first else self.settings.width)
+
+    def decided(self, root: Node) -> bool:
+        """Whether one first-level node wins whatever the others still grow. The unbranched first chunk always does."""
+        if not root.text and not self.settings.branch_first:
+            return True
+        if not root.children:
+            return False
+        ranked = sorted((child.best() for child in root.children), reverse=True)
+        margin = self.settings.early_margin
+        if margin is not None and (len(ranked) == 1 or ranked[0] - ranked[1] > Fraction(margin)):
+            return True
+        return self.settings.early and any(
+            all(self.beaten(other, node, i < j) for i, other in enumerate(root.children) if other is not node)
+            for j, node in enumerate(root.children)
+        )
+
+    def beaten(self, other: Node, node: Node, before: bool) -> bool:
+        """Whether all of `other` is finished and worse than a finished leaf of `node` (a tie goes to the first)."""
+        finished = [leaf.score() for leaf in node.leaves() if self.ended(leaf)]
+        if not finished or not all(self.ended(leaf) for leaf in other.leaves()):
+            return False
+        return other.best() < max(finished) if before else other.best() <= max(finished)
 
     def at_level(self, root: Node, level: int) -> list[Node]:
         """The nodes `level` levels below the root."""
@@ -151,9 +171,10 @@ class Search:
             self.explored += 1
 
     def top(self, logprobs: np.ndarray | None, count: int, what: str) -> list[int]:
-        """The `count` most probable tokens, ties to the lower id."""
+        """The `count` most probable tokens, ties to the lower id; a token scored -inf is no choice."""
         assert logprobs is not None
         order = np.argsort(-np.asarray(logprobs), kind="stable")
+        order = order[: max(1, int(np.sum(np.asarray(logprobs) != -np.inf)))]
         if count < len(order):
             self.watch(what, float(logprobs[order[count - 1]] - logprobs[order[count]]), self.committed)
         return [int(token) for token in order[:count]]
@@ -166,15 +187,24 @@ class Search:
         margin = float(scores[winner] - max(others)) if others else None
         if margin is not None:
             self.watch("selection", margin, self.committed)
-        rounds.append(self.commit(root.children[winner], margin))
+        self.commit(root.children[winner], margin, rounds)
         return root.children[winner]
 
-    def commit(self, node: Node, margin: float | None) -> Round:
-        """The chunk becomes text; the score is its best leaf's."""
+    def commit(self, node: Node, margin: float | None, rounds: list[Round]) -> None:
+        """The chunk becomes text; the score is its best leaf's. What no token was read between is one round."""
         self.committed = len(node.text)
         count = node.chunk_length
-        rewards = tuple(float(reward) for reward in node.rewards[-count:])
-        return Round(node.text[-count:], rewards, float(node.best()), margin, self.explored)
+        round_ = Round(
+            node.text[-count:],
+            tuple(float(reward) for reward in node.rewards[-count:]),
+            float(node.best()),
+            margin,
+            self.explored,
+        )
+        if rounds and rounds[-1].explored == self.explored:
+            last = rounds.pop()
+            round_ = round_._replace(tokens=last.tokens + round_.tokens, rewards=last.rewards + round_.rewards)
+        rounds.append(round_)
 
 
 def sla(world: World, settings: Settings, watch: Watch = lambda what, gap, committed: None) -> Answer:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu, minimal, report, timing, tpu
-from sla_jax.api import engine
+from sla_jax.loading import engine
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.program import Program
 from sla_jax.decode.sla import SLA

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sla_jax.decode import lanes
+from sla_jax.decode.choice import choices
 from sla_jax.decode.program import Engine, Program
 from sla_jax.decode.result import Round
+from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.steps import Steps
 from tests import oracles
 
@@ -111,25 +113,34 @@ def _replay(tables: Tables, prefix: Any, suffix: Any, first: Any, end: Any) -> A
 
 
 # compiled, as in a real program: the round donates its state, so no two of its leaves may share a buffer
-_plant = jax.jit(lanes.plant, static_argnames=("lanes", "held", "width"))
+_plant = jax.jit(lanes.plant, static_argnames=("lanes", "held", "width", "tops"))
 
 
 class Row(NamedTuple):
-    """One request: its world, where its prompt leaves it, its max_tokens and its end tokens."""
+    """One request: its world, where its prompt leaves it, max_tokens, end tokens, how it samples, its prompt."""
 
     tables: Tables
     start: int
     limit: int
     ends: tuple[int, ...]
+    sampling: Sampling = Sampling()
+    prompt: tuple[int, ...] = (0,)
 
 
-def state(decoder: Any, rows: Sequence[Row]) -> lanes.Lanes:
+def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
     """The lane state after prefill."""
     logits, reward, cache = prefill([(row.tables, row.start) for row in rows], decoder.lanes, decoder.held)
-    limits = jnp.asarray([row.limit for row in rows], jnp.int32)
     most = max(len(row.ends) for row in rows) + 1
-    ends = jnp.asarray([[*row.ends, *[-1] * (most - len(row.ends))] for row in rows], jnp.int32)
-    return _plant(cache, logits, reward, limits, ends, lanes=decoder.lanes, held=decoder.held, width=decoder.width)
+    arrays = {
+        "tokens": np.array([(*row.prompt, *[0] * 8)[:8] for row in rows], np.int32),
+        "lengths": np.array([len(row.prompt) for row in rows], np.int32),
+        "limit": np.array([row.limit for row in rows], np.int32),
+        "ends": np.array([[*row.ends, *[-1] * (most - len(row.ends))] for row in rows], np.int32),
+    }
+    choice = choices([row.sampling for row in rows], [tops] * len(rows))
+    prompts = lanes.Prompts(**jax.device_put(arrays), choice=choice)
+    sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "tops": tops}
+    return _plant(cache, logits, reward, prompts, **sizes)
 
 
 def program(decoder: Any, vocab: int) -> Program:

@@ -1,4 +1,4 @@
-"""Greedy decoding: one lane, k tokens a round, all of them committed."""
+"""Plain decoding, greedy or sampled: one lane, k tokens a round, all of them committed."""
 
 import dataclasses
 
@@ -8,13 +8,14 @@ from jaxtyping import Array, Int
 from sla_jax.decode import lanes as moves
 from sla_jax.decode.lanes import Lanes
 from sla_jax.decode.result import pack
+from sla_jax.decode.settle import settle
 from sla_jax.decode.steps import Steps
 from sla_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """The most probable token each time; `chunk` tokens are decoded per round, which changes no token."""
+    """The best token each time, or a draw at a temperature; `chunk`, the tokens of a round, changes none of them."""
 
     chunk: int = 10
 
@@ -31,12 +32,10 @@ class Greedy:
         """Places for uncommitted tokens."""
         return self.chunk
 
-    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R P"]]:
-        """One round: k greedy tokens, committed."""
-        one, zero = jnp.ones_like(lanes.level), jnp.zeros_like(lanes.level)
-        lanes, tokens, logprobs = moves.expand(steps, lanes, one, children=1, chunk=self.chunk)
-        lanes = moves.rollout(steps, lanes, tokens, logprobs, vocabulary=vocabulary, chunk=self.chunk)
-        score = moves.score(lanes)[:, 0]
-        lanes, start, count = moves.commit(steps, lanes, zero, one > 0, chunk=self.chunk)
-        margin = jnp.full_like(score, jnp.inf)
-        return lanes, pack(lanes, lane=zero, start=start, count=count, score=score, margin=margin, chunk=self.chunk)
+    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R C"]]:
+        """One round: k tokens, committed."""
+        lanes, first = moves.expand(steps, lanes, jnp.ones_like(lanes.level), children=1, chunk=self.chunk)
+        alive = lanes.live.sum(axis=-1)
+        lanes = moves.rollout(steps, lanes, first, vocabulary=vocabulary, chunk=self.chunk)
+        lanes, harvest = settle(steps, lanes, width=1, depth=0, chunk=self.chunk)
+        return lanes, pack(lanes, harvest, alive)

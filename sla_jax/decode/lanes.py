@@ -2,22 +2,33 @@
 
 R requests are decoded at once, W lanes each. Under a request's committed text hangs a tree of chunks; its leaves occupy
 lanes `base, base+1, …` in the order of their paths, so that with `width` children per leaf the children of the i-th
-leaf are the lanes i·width … i·width+width-1 of the next chunk, and the lanes under the j-th first-level node are the
-j-th block of width^depth lanes. Tokens not yet committed are right-aligned in T places, like the cache's suffix.
+leaf are the lanes i·width … i·width+width-1 of the next chunk, and with `level` chunks in the tree the lanes under the
+j-th first-level node are the j-th block of width^(level-1) lanes. Tokens not yet committed are right-aligned in T
+places, like the cache's suffix. What is committed, and when, is in `settle.py`.
 
 Rewards are summed relative to the reward at the prompt's last token, so that a constant reward gives every leaf exactly
 the same score at any length (and the tie goes to the more probable branch, which is greedy's).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from sla_jax.decode.choice import IMPOSSIBLE, Choice, Text, follow, quiet, ranking
 from sla_jax.decode.steps import Cache, Steps
 
 LOSER = -jnp.inf  # the score of a lane that is not in the tree
+
+
+class Next(NamedTuple):
+    """The tokens that may follow each lane's text, best first; n is 1 while a lane rolls on."""
+
+    tokens: Int[Array, "R W n"]
+    logprobs: Float[Array, "R W n"]  # of the model itself; IMPOSSIBLE where there are fewer than n to choose from
+    top_ids: Int[Array, "R W A"]  # the model's own A best, for those who asked
+    top_logprobs: Float[Array, "R W A"]
 
 
 class Lanes(NamedTuple):
@@ -27,13 +38,15 @@ class Lanes(NamedTuple):
     tokens: Int[Array, "R W T"]  # uncommitted, right-aligned by chunk
     rewards: Float[Array, "R W T"]
     logprobs: Float[Array, "R W T"]
+    top_ids: Int[Array, "R W T A"]
+    top_logprobs: Float[Array, "R W T A"]
     total: Float[Array, "R W"]  # Σ (reward − anchor)
     length: Int[Array, "R W"]  # response tokens
+    path: UInt32[Array, "R W"]  # a hash of the response
     live: Bool[Array, "R W"]  # in the tree
     finished: Bool[Array, "R W"]  # ended by an end token or at the limit
     stopped: Bool[Array, "R W"]  # ended by an end token
-    next_tokens: Int[Array, "R W n"]  # the most probable continuations, best first
-    next_logprobs: Float[Array, "R W n"]
+    next: Next
     base: Int[Array, "R"]  # the lane of the first leaf
     level: Int[Array, "R"]  # chunks between the committed text and an unfinished leaf
     committed: Int[Array, "R"]  # response tokens committed
@@ -42,119 +55,154 @@ class Lanes(NamedTuple):
     anchor: Float[Array, "R"]
     limit: Int[Array, "R"]  # max_tokens
     ends: Int[Array, "R E"]  # end tokens, padded with -1
+    choice: Choice
+    seen: Int[Array, "R V"]  # see `choice.Text`
+
+
+class Prompts(NamedTuple):
+    """What a request brings, as arrays: right-padded token ids and everything that is per request."""
+
+    tokens: Int[Array, "R P"]
+    lengths: Int[Array, "R"]
+    limit: Int[Array, "R"]
+    ends: Int[Array, "R E"]
+    choice: Choice
 
 
 def plant(
     cache: Cache,
     logits: Float[Array, "R V"],
     anchor: Float[Array, "R"],
-    limit: Int[Array, "R"],
-    ends: Int[Array, "R E"],
+    prompts: Prompts,
     *,
     lanes: int,
     held: int,
     width: int,
+    tops: int,
 ) -> Lanes:
     """The state after prefill: one leaf (lane 0), the prompt's end, with its `width` best next tokens."""
-    slots = limit.shape[0]
-    tokens, logprobs = top(logits, width)
+    slots, size = logits.shape
     zeros = jnp.zeros((slots,), jnp.int32)
+    one = zeros[:, None]
+    text = Text(_prompt_seen(prompts, size), one[..., None] - 1, one, one.astype(jnp.uint32), prompts.ends)
+    following = choose(prompts.choice, logits[:, None], text, count=width, tops=tops)
     per_lane = jnp.zeros((slots, lanes), jnp.int32)
     nothing = jnp.zeros((slots, lanes, held), jnp.float32)
+    beside = jnp.zeros((slots, lanes, held, tops), jnp.float32)
     return Lanes(
         cache=cache,
         tokens=nothing.astype(jnp.int32),
         rewards=nothing,
         logprobs=nothing,
+        top_ids=beside.astype(jnp.int32),
+        top_logprobs=beside,
         total=per_lane.astype(jnp.float32),
         length=per_lane,
+        path=per_lane.astype(jnp.uint32),
         live=jnp.broadcast_to(jnp.arange(lanes)[None, :] == 0, (slots, lanes)),
         finished=per_lane > 0,
         stopped=per_lane > 0,
-        next_tokens=jnp.broadcast_to(tokens[:, None], (slots, lanes, width)),
-        next_logprobs=jnp.broadcast_to(logprobs[:, None], (slots, lanes, width)),
+        next=jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, lanes, x.shape[2])), following),
         base=zeros,
         level=zeros,
         committed=zeros,
         explored=zeros,
-        done=limit <= 0,
+        done=prompts.limit <= 0,
         anchor=anchor,
-        limit=limit,
-        ends=ends,
+        limit=prompts.limit,
+        ends=prompts.ends,
+        choice=prompts.choice,
+        seen=text.seen,
     )
 
 
-def top(logits: Float[Array, "*B V"], n: int) -> tuple[Int[Array, "*B n"], Float[Array, "*B n"]]:
-    """The n most probable tokens, best first (ties: lower id), and their log-probabilities. n passes of argmax."""
+def choose(choice: Choice, logits: Float[Array, "R W V"], text: Text, *, count: int, tops: int) -> Next:
+    """The `count` next tokens of every lane, best first, as each request wants them chosen."""
+    tokens, logprobs = top(ranking(choice, logits, text), logits, count)
+    shape = (*logits.shape[:2], tops)
+    nothing = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    if tops == 0:
+        return Next(tokens, logprobs, *nothing)
+    beside = jax.lax.cond(jnp.any(choice.tops > 0), lambda: _best(logits, tops), lambda: nothing)
+    return Next(tokens, logprobs, *beside)
+
+
+def top(
+    order: Float[Array, "*B V"], logits: Float[Array, "*B V"], n: int
+) -> tuple[Int[Array, "*B n"], Float[Array, "*B n"]]:
+    """The n first tokens by `order` (ties: lower id) and the model's log-probabilities of them. n passes of argmax."""
     norm = jax.nn.logsumexp(logits, axis=-1)
     tokens, logprobs = [], []
     for _ in range(n):
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        best = jnp.argmax(order, axis=-1).astype(jnp.int32)
+        rank, logit = (jnp.take_along_axis(x, best[..., None], axis=-1)[..., 0] for x in (order, logits))
         tokens.append(best)
-        logprobs.append(jnp.take_along_axis(logits, best[..., None], axis=-1)[..., 0] - norm)
-        vocabulary = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-        logits = jnp.where(vocabulary == best[..., None], -jnp.inf, logits)
+        logprobs.append(jnp.where(rank == IMPOSSIBLE, IMPOSSIBLE, logit - norm))
+        vocabulary = jax.lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1)
+        order = jnp.where(vocabulary == best[..., None], IMPOSSIBLE, order)
     return jnp.stack(tokens, axis=-1), jnp.stack(logprobs, axis=-1)
 
 
 def gather(lanes: Lanes, parents: Int[Array, "R W"], chunk: int) -> Lanes:
     """Lane w goes on from lane parents[r, w]; its uncommitted tokens move left by one chunk."""
 
-    def shifted(x: Array) -> Array:
-        kept = jnp.take_along_axis(x[:, :, chunk:], parents[..., None], axis=1)
-        return jnp.pad(kept, ((0, 0), (0, 0), (0, chunk)))
-
     def moved(x: Array) -> Array:
         return jnp.take_along_axis(x, parents.reshape(*parents.shape, *[1] * (x.ndim - 2)), axis=1)
 
-    per_token = {name: shifted(getattr(lanes, name)) for name in ("tokens", "rewards", "logprobs")}
-    names = ("total", "length", "live", "finished", "stopped", "next_tokens", "next_logprobs")
-    return lanes._replace(**per_token, **{name: moved(getattr(lanes, name)) for name in names})
+    def shifted(x: Array) -> Array:
+        return jnp.pad(moved(x[:, :, chunk:]), ((0, 0), (0, 0), (0, chunk), *[(0, 0)] * (x.ndim - 3)))
+
+    per_token = ("tokens", "rewards", "logprobs", "top_ids", "top_logprobs")
+    per_lane = ("total", "length", "path", "live", "finished", "stopped", "next")
+    changed: dict[str, Any] = {name: shifted(getattr(lanes, name)) for name in per_token}
+    changed |= {name: jax.tree.map(moved, getattr(lanes, name)) for name in per_lane}
+    return lanes._replace(**changed)
 
 
-def expand(
-    steps: Steps, lanes: Lanes, width: Int[Array, "R"], *, children: int, chunk: int
-) -> tuple[Lanes, Int[Array, "R W"], Float[Array, "R W"]]:
+def expand(steps: Steps, lanes: Lanes, width: Int[Array, "R"], *, children: int, chunk: int) -> tuple[Lanes, Next]:
     """Give every unfinished leaf its `width` most probable next tokens as children; a finished leaf keeps its place.
 
     `children` is the lanes' fan-out (static); `width` ≤ children is how many of them are used by each request.
-    Returns the lanes of the new chunk, their first tokens and those tokens' log-probabilities.
+    Returns the lanes of the new chunk and their first tokens.
     """
     slots, count = lanes.live.shape
     lane = jnp.arange(count)
     parents = jnp.minimum(lanes.base[:, None] + lane[None, :] // children, count - 1)
     child = jnp.broadcast_to(lane % children, (slots, count))
     lanes = gather(lanes, parents, chunk)
+    tokens, logprobs = (
+        jnp.take_along_axis(x, child[..., None], axis=2) for x in (lanes.next.tokens, lanes.next.logprobs)
+    )
     used = jnp.where(lanes.finished, 1, width[:, None])
     leaves = children ** (lanes.level + 1)
-    live = lanes.live & (child < used) & (lane[None, :] < leaves[:, None]) & ~lanes.done[:, None]
-    tokens = jnp.take_along_axis(lanes.next_tokens, child[..., None], axis=2)[..., 0]
-    logprobs = jnp.take_along_axis(lanes.next_logprobs, child[..., None], axis=2)[..., 0]
+    possible = (logprobs[..., 0] != IMPOSSIBLE) | (child == 0)
+    live = lanes.live & (child < used) & possible & (lane[None, :] < leaves[:, None]) & ~lanes.done[:, None]
     cache = steps.fork(lanes.cache, parents, lanes.level * chunk)
-    return lanes._replace(cache=cache, live=live, level=lanes.level + 1), tokens, logprobs
+    lanes = lanes._replace(cache=cache, live=live, level=lanes.level + 1, base=jnp.zeros_like(lanes.base))
+    return lanes, lanes.next._replace(tokens=tokens, logprobs=logprobs)
 
 
-def rollout(
-    steps: Steps, lanes: Lanes, tokens: Int[Array, "R W"], logprobs: Float[Array, "R W"], *, vocabulary: int, chunk: int
-) -> Lanes:
-    """Read `tokens`, then go on greedily, until the chunk has `chunk` tokens or no lane is left unfinished."""
-    width = lanes.next_tokens.shape[-1]
+def rollout(steps: Steps, lanes: Lanes, first: Next, *, vocabulary: int, chunk: int) -> Lanes:
+    """Read the first tokens, then go on one by one, until the chunk is full or no lane is left unfinished."""
+    width, places = lanes.next.tokens.shape[-1], lanes.tokens.shape[-1]
+    choice = quiet(lanes.choice, lanes.done)
 
     def going(carry: tuple) -> Array:
         t, lanes, *_ = carry
         return (t < chunk) & jnp.any(lanes.live & ~lanes.finished)
 
     def advance(carry: tuple) -> tuple:
-        t, lanes, tokens, logprobs, _ = carry
-        logits, reward, cache = steps.step(tokens, t, lanes.cache)
-        lanes = _record(lanes._replace(cache=cache), tokens, logprobs, reward, t - chunk)
-        tokens, logprobs = (x[..., 0] for x in top(logits, 1))
-        return t + 1, lanes, tokens, logprobs, logits
+        t, lanes, following, _ = carry
+        logits, reward, cache = steps.step(following.tokens[..., 0], t, lanes.cache)
+        lanes = _record(lanes._replace(cache=cache), following, reward, places - chunk + t)
+        return t + 1, lanes, after(lanes, logits, places - chunk + t, 1), logits
 
-    logits = jnp.zeros((*tokens.shape, vocabulary), jnp.float32)
-    _, lanes, _, _, logits = jax.lax.while_loop(going, advance, (jnp.int32(0), lanes, tokens, logprobs, logits))
-    tokens, logprobs = top(logits, width)
-    return lanes._replace(next_tokens=tokens, next_logprobs=logprobs)
+    def after(lanes: Lanes, logits: Array, last: Array | int, count: int) -> Next:
+        return choose(choice, logits, _text(lanes, last), count=count, tops=lanes.top_ids.shape[-1])
+
+    logits = jnp.zeros((*first.tokens.shape[:2], vocabulary), jnp.float32)
+    _, lanes, following, logits = jax.lax.while_loop(going, advance, (jnp.int32(0), lanes, first, logits))
+    return lanes._replace(next=following if width == 1 else after(lanes, logits, places - 1, width))
 
 
 def score(lanes: Lanes) -> Float[Array, "R W"]:
@@ -162,57 +210,48 @@ def score(lanes: Lanes) -> Float[Array, "R W"]:
     return jnp.where(lanes.live, lanes.total / jnp.maximum(lanes.length, 1).astype(jnp.float32), LOSER)
 
 
-def select(scores: Float[Array, "R W"], blocks: int) -> tuple[Array, Array, Array, Array]:
-    """The first-level node with the best leaf (ties: the first, being more probable).
-
-    Returns per request: the winning block, its best lane, its score, and the best score of any other block.
-    """
-    slots, count = scores.shape
-    grouped = scores.reshape(slots, blocks, count // blocks)
-    best = grouped.max(axis=-1)
-    block = jnp.argmax(best, axis=-1).astype(jnp.int32)
-    inside = jnp.take_along_axis(grouped, block[:, None, None], axis=1)[:, 0]
-    lane = block * (count // blocks) + jnp.argmax(inside, axis=-1).astype(jnp.int32)
-    others = jnp.where(jnp.arange(blocks)[None, :] == block[:, None], LOSER, best).max(axis=-1)
-    return block, lane, jnp.take_along_axis(best, block[:, None], axis=1)[:, 0], others
+def _best(logits: Float[Array, "R W V"], count: int) -> tuple[Int[Array, "R W A"], Float[Array, "R W A"]]:
+    best, ids = jax.lax.top_k(logits, count)
+    return ids.astype(jnp.int32), best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def commit(
-    steps: Steps, lanes: Lanes, lane: Int[Array, "R"], ready: Bool[Array, "R"], *, chunk: int
-) -> tuple[Lanes, Int[Array, "R"], Int[Array, "R"]]:
-    """Commit the oldest uncommitted chunk of lane[r] where `ready`; returns also each chunk's start place and count."""
-    places = lanes.tokens.shape[-1]
-    start = jnp.maximum(places - chunk * lanes.level, 0)
-    held = _pick(lanes.length, lane) - lanes.committed
-    count = jnp.where(ready & ~lanes.done, jnp.minimum(held, chunk), 0)
-    done = lanes.done | (ready & _pick(lanes.finished, lane) & (held <= chunk))
-    cache = steps.commit(lanes.cache, lane, start, count)
-    level = lanes.level - ready.astype(jnp.int32)
-    return lanes._replace(cache=cache, level=level, committed=lanes.committed + count, done=done), start, count
+def _prompt_seen(prompts: Prompts, size: int) -> Int[Array, "R V"]:
+    slots, places = prompts.tokens.shape
+    inside = jnp.arange(places)[None, :] < prompts.lengths[:, None]
+    rows = jnp.arange(slots)[:, None]
+    return jnp.zeros((slots, size), jnp.int32).at[rows, jnp.where(inside, prompts.tokens, size)].set(1)
 
 
-def _record(lanes: Lanes, tokens: Array, logprobs: Array, reward: Array, place: Array) -> Lanes:
-    """Append the token just read to every unfinished live lane, at `place` (negative: from the right)."""
+def _text(lanes: Lanes, last: Array | int) -> Text:
+    """The response of every unfinished lane, whose newest token is at place `last`."""
+    place = jnp.arange(lanes.tokens.shape[-1])[None, None, :]
+    first = last + 1 - (lanes.length - lanes.committed[:, None])
+    recent = jnp.where((place >= first[..., None]) & (place <= last), lanes.tokens, -1)
+    return Text(lanes.seen, recent, lanes.length, lanes.path, lanes.ends)
+
+
+def _record(lanes: Lanes, read: Next, reward: Array, place: Array) -> Lanes:
+    """Append the token just read to every unfinished live lane, at `place`."""
     active = lanes.live & ~lanes.finished
-    place = lanes.tokens.shape[-1] + place
+    tokens = read.tokens[..., 0]
 
     def put(buffer: Array, value: Array) -> Array:
-        value = jnp.where(active, value, jnp.zeros_like(value)).astype(buffer.dtype)
-        return jax.lax.dynamic_update_slice(buffer, value[..., None], (0, 0, place))
+        use = active.reshape(*active.shape, *[1] * (value.ndim - 2))
+        value = jnp.where(use, value, jnp.zeros_like(value)).astype(buffer.dtype)
+        return jax.lax.dynamic_update_slice(buffer, value[:, :, None], (0, 0, place, *[0] * (value.ndim - 2)))
 
     length = lanes.length + active.astype(jnp.int32)
     ended = active & jnp.any(tokens[..., None] == lanes.ends[:, None, :], axis=-1)
     return lanes._replace(
         tokens=put(lanes.tokens, tokens),
         rewards=put(lanes.rewards, reward),
-        logprobs=put(lanes.logprobs, logprobs),
+        logprobs=put(lanes.logprobs, read.logprobs[..., 0]),
+        top_ids=put(lanes.top_ids, read.top_ids),
+        top_logprobs=put(lanes.top_logprobs, read.top_logprobs),
         total=lanes.total + jnp.where(active, reward - lanes.anchor[:, None], 0.0),
         length=length,
+        path=jnp.where(active, follow(lanes.path, tokens), lanes.path),
         stopped=lanes.stopped | ended,
         finished=lanes.finished | ended | (active & (length >= lanes.limit[:, None])),
         explored=lanes.explored + active.sum(axis=-1, dtype=jnp.int32),
     )
-
-
-def _pick(x: Array, lane: Int[Array, "R"]) -> Array:
-    return jnp.take_along_axis(x, lane[:, None], axis=1)[:, 0]

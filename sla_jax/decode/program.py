@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sla_jax.decode import lanes as moves
-from sla_jax.decode.lanes import Lanes
+from sla_jax.decode.choice import choices
+from sla_jax.decode.lanes import Lanes, Prompts
 from sla_jax.decode.result import Round, unpack
+from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.steps import Cache, Steps
 from sla_jax.errors import UserError
 
@@ -62,27 +64,26 @@ class Program:
 
     def __init__(self, engine: Engine, decoder: Decoder):
         self.decoder = decoder
-        self._start = jax.jit(_start, static_argnums=(0, 1, 6))
+        self._start = jax.jit(_start, static_argnums=(0, 1, 4))
         self._round = jax.jit(_round, static_argnums=(0, 1), donate_argnums=3)
         self._complete = jax.jit(_complete, static_argnums=(0, 1, 4))
         self._engine = engine
 
-    def start(self, params: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], ends: Sequence[int]) -> Lanes:
+    def start(
+        self,
+        params: Any,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        ends: Sequence[int],
+        samplings: Sequence[Sampling] | None = None,
+    ) -> Lanes:
         """Prefill R prompts (token ids) that will get at most `limits` new tokens each, ending at any of `ends`."""
-        lengths = [len(prompt) for prompt in prompts]
-        longest = bucket(max(lengths))
-        capacity = bucket(max(n + m for n, m in zip(lengths, limits, strict=True)) + self.decoder.chunk)
-        padded = np.zeros((len(prompts), longest), np.int32)
-        for row, prompt in zip(padded, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        stops = np.broadcast_to(np.asarray([*ends, -1], np.int32), (len(prompts), len(ends) + 1))
-        arrays = jax.device_put((padded, np.asarray(lengths, np.int32), np.asarray(limits, np.int32), stops))
-        prompts_, lengths_, limits_, stops_ = arrays
-        return self._start(
-            self._engine, self.decoder, params, prompts_, lengths_, (limits_, stops_), max(capacity, longest)
-        )
+        arrays = prompt_arrays(prompts, limits, ends, samplings or [Sampling()] * len(prompts))
+        longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+        capacity = max(bucket(longest + self.decoder.chunk), arrays.tokens.shape[1])
+        return self._start(self._engine, self.decoder, params, arrays, capacity)
 
-    def round(self, params: Any, state: Lanes) -> tuple[Lanes, Int[Array, "R P"]]:
+    def round(self, params: Any, state: Lanes) -> tuple[Lanes, Int[Array, "R C"]]:
         """One round, asynchronously: the next state (the old one is donated) and the packed result, on the device."""
         return self._round(self._engine, self.decoder, params, state)
 
@@ -137,12 +138,26 @@ def check_prompt(prompt: Sequence[int], max_tokens: int, *, context: int, vocabu
         )
 
 
-def _start(
-    engine: Engine, decoder: Decoder, params: Any, prompts: Array, lengths: Array, limits: tuple, capacity: int
-) -> Lanes:
-    logits, anchor, cache = engine.prefill(params, prompts, lengths, decoder, capacity)
-    limit, ends = limits
-    return moves.plant(cache, logits, anchor, limit, ends, lanes=decoder.lanes, held=decoder.held, width=decoder.width)
+def prompt_arrays(
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], ends: Sequence[int], samplings: Sequence[Sampling]
+) -> Prompts:
+    """Requests on the device, prompts padded to their bucket."""
+    padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    arrays = {
+        "tokens": padded,
+        "lengths": np.array([len(prompt) for prompt in prompts], np.int32),
+        "limit": np.array(limits, np.int32),
+        "ends": np.broadcast_to(np.array([*ends, -1], np.int32), (len(prompts), len(ends) + 1)),
+    }
+    return Prompts(**jax.device_put(arrays), choice=choices(samplings))
+
+
+def _start(engine: Engine, decoder: Decoder, params: Any, prompts: Prompts, capacity: int) -> Lanes:
+    logits, anchor, cache = engine.prefill(params, prompts.tokens, prompts.lengths, decoder, capacity)
+    lanes, held, width = decoder.lanes, decoder.held, decoder.width
+    return moves.plant(cache, logits, anchor, prompts, lanes=lanes, held=held, width=width, tops=0)
 
 
 def _round(engine: Engine, decoder: Decoder, params: Any, state: Lanes) -> tuple[Lanes, Array]:

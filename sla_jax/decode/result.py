@@ -1,6 +1,7 @@
-"""What a round tells the host: one packed int32 array [R, 7 + 3k], so that one copy serves a step.
+"""What a round tells the host: one packed int32 array [R, 8 + (3 + 2A)·P], so that one copy serves a round.
 
-Floats travel as their bits. `pack` runs on the device at the end of the round's program, `unpack` on the host.
+P tokens are the most that a round can commit, A the alternatives recorded beside each. Floats travel as their bits.
+`pack` runs on the device at the end of the round's program, `unpack` on the host.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sla_jax.decode.lanes import Lanes
+from sla_jax.decode.settle import Harvest
 
-HEAD = 7  # columns before the tokens: count, done, stopped, explored, alive, score, margin
+HEAD = 8  # columns before the tokens: count, done, stopped, explored, alive, committed, score, margin
 
 
 class Round(NamedTuple):
@@ -25,59 +27,52 @@ class Round(NamedTuple):
     stopped: bool  # done by an end token rather than by the limit
     alive: int  # lanes in the tree
     explored: int  # tokens read for this request since its prompt
+    committed: int  # tokens of the answer so far
     score: float | None  # mean reward of the response up to the winner's best leaf; None when nothing was committed
     margin: float | None  # score minus the best of the other first-level nodes; None when there was no other
+    tops: list[list[tuple[int, float]]] = []  # per token, the model's A best (token, log-probability)
 
 
-def pack(
-    lanes: Lanes,
-    *,
-    lane: Int[Array, "R"],
-    start: Int[Array, "R"],
-    count: Int[Array, "R"],
-    score: Float[Array, "R"],
-    margin: Float[Array, "R"],
-    chunk: int,
-) -> Int[Array, "R P"]:
-    """One round's rows; `lane`, `start` and `count` say what was committed, `score` is relative to the anchor."""
-
-    def piece(buffer: Array) -> Array:
-        row = jnp.take_along_axis(buffer, lane[:, None, None], axis=1)[:, 0]
-        return jnp.take_along_axis(row, start[:, None] + jnp.arange(chunk)[None, :], axis=1)
-
-    head = [
-        count,
-        lanes.done,
-        jnp.take_along_axis(lanes.stopped, lane[:, None], axis=1)[:, 0],
-        lanes.explored,
-        lanes.live.sum(axis=-1),
-        _bits(score + lanes.anchor),
-        _bits(margin),
-    ]
+def pack(lanes: Lanes, harvest: Harvest, alive: Int[Array, "R"]) -> Int[Array, "R C"]:
+    """One round's rows; `alive` lanes were in the tree before anything was committed."""
+    head = (harvest.size, lanes.done, harvest.stopped, lanes.explored, alive, lanes.committed)
     columns = jnp.stack([x.astype(jnp.int32) for x in head], axis=1)
-    return jnp.concatenate(
-        [columns, piece(lanes.tokens), _bits(piece(lanes.rewards)), _bits(piece(lanes.logprobs))], axis=1
-    )
+    scores = jnp.stack([_bits(harvest.score + lanes.anchor), _bits(harvest.margin)], axis=1)
+    slots = len(alive)
+    beside = (harvest.top_ids.reshape(slots, -1), _bits(harvest.top_logprobs).reshape(slots, -1))
+    tokens = (harvest.tokens, _bits(harvest.rewards), _bits(harvest.logprobs))
+    return jnp.concatenate([columns, scores, *tokens, *beside], axis=1)
 
 
-def unpack(packed: np.ndarray) -> list[Round]:
-    """Packed rows [R, 7 + 3k] → one Round per request."""
+def nobody(lanes: Lanes, places: int) -> Int[Array, "R C"]:
+    """The packed rows of a round in which nothing happened."""
+    columns = HEAD + (3 + 2 * lanes.top_ids.shape[-1]) * places
+    return jnp.zeros((len(lanes.done), columns), jnp.int32).at[:, 1].set(lanes.done.astype(jnp.int32))
+
+
+def unpack(packed: np.ndarray, *, tops: int = 0) -> list[Round]:
+    """Packed rows → one Round per request; `tops` is A."""
     floats = packed.view(np.float32)
-    k = (packed.shape[1] - HEAD) // 3
+    places = (packed.shape[1] - HEAD) // (3 + 2 * tops)
+    beside = HEAD + 3 * places
     rounds = []
     for ints, reals in zip(packed, floats, strict=True):
         n = int(ints[0])
+        ids = ints[beside : beside + n * tops].reshape(n, tops).tolist()
+        logprobs = reals[beside + places * tops :][: n * tops].reshape(n, tops).tolist()
         rounds.append(
             Round(
                 tokens=ints[HEAD : HEAD + n].tolist(),
-                rewards=reals[HEAD + k : HEAD + k + n].tolist(),
-                logprobs=reals[HEAD + 2 * k : HEAD + 2 * k + n].tolist(),
+                rewards=reals[HEAD + places : HEAD + places + n].tolist(),
+                logprobs=reals[HEAD + 2 * places : HEAD + 2 * places + n].tolist(),
                 done=bool(ints[1]),
                 stopped=bool(ints[1] and ints[2]),
                 explored=int(ints[3]),
                 alive=int(ints[4]),
-                score=float(reals[5]) if n else None,
-                margin=float(reals[6]) if n and np.isfinite(reals[6]) else None,
+                committed=int(ints[5]),
+                score=float(reals[6]) if n else None,
+                margin=float(reals[7]) if n and np.isfinite(reals[7]) else None,
+                tops=[list(zip(*pair, strict=True)) for pair in zip(ids, logprobs, strict=True)] if tops else [],
             )
         )
     return rounds

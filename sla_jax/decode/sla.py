@@ -3,7 +3,8 @@
 A round grows the tree under the committed text by one level (k tokens in every lane at once), and once every unfinished
 leaf is depth+1 levels deep it commits the winning first-level chunk and keeps its subtree. So the steady state costs k
 forward passes per k committed tokens, the same number as greedy decoding; the price is width^(depth+1) lanes.
-The first chunk is greedy and committed at once, unless `branch_first`.
+The first chunk is not branched and committed at once, unless `branch_first`. Text is committed sooner than that
+whenever nothing else can win any more (`settle.py`).
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from jaxtyping import Array, Int
 from sla_jax.decode import lanes as moves
 from sla_jax.decode.lanes import Lanes
 from sla_jax.decode.result import pack
+from sla_jax.decode.settle import settle
 from sla_jax.decode.steps import Steps
 from sla_jax.errors import UserError
 
@@ -28,12 +30,16 @@ class SLA:
     chunk: int = 10
     depth: int = 2
     branch_first: bool = False
+    early_margin: float | None = None
+    """Commit before the tree is full what leads by this much mean reward; None never departs from the search."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("width", 1, 64), ("chunk", 1, 512), ("depth", 0, 16)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"{name}={value} is out of range: look-ahead takes a {name} of {low} to {high}.")
+        if self.early_margin is not None and not self.early_margin >= 0:
+            raise UserError(f"early_margin={self.early_margin} is out of range; it has to be 0 or more.")
         if self.lanes > MAX_LANES:
             raise UserError(
                 f"width={self.width} and depth={self.depth} need width^(depth+1) = {self.lanes} lanes per request, "
@@ -52,15 +58,13 @@ class SLA:
         """Places for uncommitted tokens: chunk·(depth+1)."""
         return self.chunk * (self.depth + 1)
 
-    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R P"]]:
+    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R C"]]:
         """One round for R requests, each at its own level of its own tree."""
         first = (lanes.committed == 0) & (not self.branch_first)
         width = jnp.where(first, 1, self.width)
-        lanes, tokens, logprobs = moves.expand(steps, lanes, width, children=self.width, chunk=self.chunk)
-        lanes = moves.rollout(steps, lanes, tokens, logprobs, vocabulary=vocabulary, chunk=self.chunk)
-        block, lane, best, others = moves.select(moves.score(lanes), self.width)
-        ready = first | (lanes.level > self.depth)
-        lanes, start, count = moves.commit(steps, lanes, lane, ready, chunk=self.chunk)
-        base = jnp.where(ready & ~first, block * (self.lanes // self.width), 0)
-        packed = pack(lanes, lane=lane, start=start, count=count, score=best, margin=best - others, chunk=self.chunk)
-        return lanes._replace(base=base), packed
+        lanes, tokens = moves.expand(steps, lanes, width, children=self.width, chunk=self.chunk)
+        alive = lanes.live.sum(axis=-1)
+        lanes = moves.rollout(steps, lanes, tokens, vocabulary=vocabulary, chunk=self.chunk)
+        sizes = {"width": self.width, "depth": self.depth, "chunk": self.chunk}
+        lanes, harvest = settle(steps, lanes, **sizes, early_margin=self.early_margin)
+        return lanes, pack(lanes, harvest, alive)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sla_jax.model import channel as reward_channel
 from sla_jax.model.config import ModelConfig
-from sla_jax.model.forward import MASKED, logits, mlp, project, qkv, trunk, window_sizes
+from sla_jax.model.forward import MASKED, attend, logits, mlp, project, qkv, trunk, window_sizes
 from sla_jax.model.layers import rms_norm, rope_table
 from sla_jax.model.policy import Policy
 from sla_jax.sharding import constrain
@@ -63,6 +63,38 @@ def prefill(
     return logits(policy, hidden), reward, Cache(prefix, suffix, lengths, jnp.zeros_like(lengths))
 
 
+def extend(
+    policy: Policy, config: ModelConfig, tokens: Int[Array, "B T"], start: Int[Array, ""], prefix: tuple[Pair, ...]
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T"], tuple[Pair, ...]]:
+    """Read T more tokens of a text whose first `start` are in `prefix` [B, K, S, H], S ≥ start + T.
+
+    Returns the final-norm outputs, the rewards (0 without a channel) and the longer prefix. `policy` is in the unrolled
+    layout; tokens past the end of a text are written too, never read, and overwritten by what really comes there.
+    """
+    t, s = tokens.shape[1], prefix[0][0].shape[2]
+    position = start + jnp.arange(t)
+    age = position[:, None] - jnp.arange(s)[None, :]
+    table = rope_table(jnp.broadcast_to(position[None, :], tokens.shape), config.head_dim, config.rope)
+    h = jnp.take(policy.embed[...], tokens, axis=0)
+    channel = policy.channel
+    u: Any = reward_channel.enter(channel, h, config.eps) if channel is not None else None
+    longer: list[Pair] = []
+    for i, (block, window) in enumerate(zip(policy.blocks, window_sizes(config), strict=True)):
+        with jax.named_scope("attention"):
+            q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
+            keys, values = (_append(old, new, start) for old, new in zip(prefix[i], (k, v), strict=True))
+            seen = attend(q, keys, values, config, ((age >= 0) & (age < window))[None])
+            h = h + project(block.attn, config, seen)
+            longer.append((keys, values))
+        with jax.named_scope("mlp"):
+            h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
+        if channel is not None and i < config.layers - 1:
+            u = reward_channel.step(channel.norm[i], channel.linear[i], h, u, config.eps)
+    h = rms_norm(h, policy.norm[...], config.eps)
+    reward = reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
+    return h, reward, tuple(longer)
+
+
 def step(
     policy: Policy, config: ModelConfig, chunk: int, tokens: Int[Array, "R W"], t: Int[Array, ""], cache: Cache
 ) -> tuple[Float[Array, "R W V"], Float[Array, "R W"], Cache]:
@@ -90,7 +122,7 @@ def step(
             u = reward_channel.step(channel.norm[i], channel.linear[i], h, u, config.eps)
     h = rms_norm(h, policy.norm[...], config.eps)
     reward = reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
-    return constrain(logits(policy, h), None, None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+    return constrain(logits(policy, h), "batch", None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
 
 
 def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, "R"]) -> Cache:
@@ -122,6 +154,10 @@ def commit(chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R
 def _write(old: Float[Array, "R K W T H"], new: Float[Array, "R W K H"], place: Int[Array, ""]) -> Array:
     piece = jnp.swapaxes(new, 1, 2)[:, :, :, None, :].astype(old.dtype)
     return jax.lax.dynamic_update_slice(old, piece, (0, 0, 0, place, 0))
+
+
+def _append(old: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, start, 0))
 
 
 def _masks(

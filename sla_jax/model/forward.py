@@ -119,6 +119,17 @@ def mlp(weights: Mlp, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return linear(jax.nn.silu(linear(x, weights.gate[...])) * linear(x, weights.up[...]), weights.down[...])
 
 
+def attend(
+    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Array, config: ModelConfig, mask: Bool[Array, "#B T S"]
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention under `mask`; scores and softmax in float32."""
+    b, t, n, h = q.shape
+    grouped = q.reshape(b, t, config.kv_heads, config.groups, h)
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * h**-0.5
+    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", probabilities, v).reshape(b, t, n, h)
+
+
 def window_sizes(config: ModelConfig) -> list[int]:
     """Per layer: how many last positions are attended to (max_positions + 1 for all)."""
     return [window or config.max_positions + 1 for window in config.windows]
@@ -130,10 +141,11 @@ def _block(
     with jax.named_scope("attention"):
         q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
         q, k, v = (constrain(x, "batch", None, "heads", None) for x in (q, k, v))
-        h = h + project(block.attn, config, _attend(q, k, v, config, (age >= 0) & (age < window)))
+        k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        h = h + project(block.attn, config, attend(q, k, v, config, (age >= 0) & (age < window)))
     with jax.named_scope("mlp"):
         h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
-    return constrain(h, "batch", None, None), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+    return constrain(h, "batch", None, None), (k, v)
 
 
 def _ages(length: int, branches: Branches | None) -> Int[Array, "#B T T"]:
@@ -145,17 +157,6 @@ def _ages(length: int, branches: Branches | None) -> Int[Array, "#B T T"]:
     age = branches.positions[:, :, None] - branches.positions[:, None, :]
     own = branches.branch[:, :, None] == branches.branch[:, None, :]
     return jnp.where((before >= 0) & (own | (branches.branch[:, None, :] == 0)), age, -1)
-
-
-def _attend(
-    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Array, config: ModelConfig, mask: Bool[Array, "#B T T"]
-) -> Float[Array, "B T N H"]:
-    """Grouped-query attention under `mask`; scores and softmax in float32."""
-    b, t, n, h = q.shape
-    grouped = q.reshape(b, t, config.kv_heads, config.groups, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * h**-0.5
-    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probabilities, v).reshape(b, t, n, h)
 
 
 def _over_layers(

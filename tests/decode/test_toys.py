@@ -146,7 +146,7 @@ def test_any_world_is_the_oracles(decoder: SLA, rows: list[Row]) -> None:
         assert 1 <= len(ours.tokens) <= row.limit
         assert len(ours.tokens) == row.limit or ours.finish == "stop"
         assert not set(ours.tokens[:-1]) & set(row.ends)
-        assert all(len(round_.tokens) == decoder.chunk for round_ in ours.rounds[:-1])
+        assert all(len(round_.tokens) % decoder.chunk == 0 for round_ in ours.rounds[:-1])
 
 
 def test_the_loop_on_the_device_gives_the_streamed_rounds() -> None:

@@ -1,0 +1,83 @@
+"""A checkpoint directory → what decoding needs: parameters in the decoding layout, tokenizer, end tokens, and the seam
+between models and decoders.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sla_jax.checkpoint import store
+from sla_jax.decode.program import Engine
+from sla_jax.decode.steps import Steps
+from sla_jax.model import decoding
+from sla_jax.model.axes import param_shardings, policy_shardings
+from sla_jax.model.config import ModelConfig
+from sla_jax.model.policy import Policy, unstack
+from sla_jax.sharding import SERVE
+from sla_jax.text import load_tokenizer
+
+
+class Loaded(NamedTuple):
+    """A model ready to decode."""
+
+    policy: Any  # unrolled
+    config: ModelConfig
+    tokenizer: Any
+    end_tokens: tuple[int, ...]
+
+
+def load_model(directory: Path, *, dtype: Any = None, mesh: Mesh | None = None) -> Loaded:
+    """Load a checkpoint for decoding, on the first device or laid out over `mesh` by the SERVE rules."""
+    tokenizer = load_tokenizer(directory)
+    config = store.info(directory).config
+    shardings = param_shardings(config, mesh, SERVE) if mesh is not None else None
+    checkpoint = store.load(directory, dtype=dtype or default_dtype(), shardings=shardings)
+    layout = None
+    if mesh is not None:
+        layout = policy_shardings(jax.eval_shape(unstack, checkpoint.policy), mesh, SERVE)
+    policy = jax.jit(unstack, out_shardings=layout)(checkpoint.policy)
+    return Loaded(policy, config, tokenizer, tuple(end_tokens(directory, tokenizer)))
+
+
+def default_dtype() -> Any:
+    """float32 on CPU and bfloat16 on accelerators."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
+    """End tokens from generation_config.json, else the tokenizer's own."""
+    path = directory / "generation_config.json"
+    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    found = tokenizer.eos_token_id if found is None else found
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs: in $JAX_COMPILATION_CACHE_DIR, $SLA_JAX_CACHE or ~/.cache/sla_jax."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("SLA_JAX_CACHE") or Path.home() / ".cache" / "sla_jax")
+    jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
+
+
+def engine(config: ModelConfig) -> Engine:
+    """Bind a model to what decoders ask of one."""
+
+    def prefill(params: Policy, prompts: jax.Array, lengths: jax.Array, decoder: Any, capacity: int) -> Any:
+        sizes = {"lanes": decoder.lanes, "capacity": capacity, "held": decoder.held}
+        return decoding.prefill(params, config, prompts, lengths, **sizes)
+
+    def steps(params: Policy, decoder: Any) -> Steps:
+        return Steps(
+            step=functools.partial(decoding.step, params, config, decoder.chunk),
+            fork=functools.partial(decoding.fork, decoder.chunk),
+            commit=functools.partial(decoding.commit, decoder.chunk),
+        )
+
+    return Engine(prefill, steps, config.vocab_size)
