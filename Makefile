@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check-slow tpu-check lint bench clean
+.PHONY: help setup demo test check-slow tpu-check libtpu lint bench clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -68,6 +68,8 @@ check-slow: .venv/.stamp-test
 
 tpu-check: .venv/.stamp-demo $(LIBTPU)/.stamp
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_LIBRARY_PATH=$(CURDIR)/$(LIBTPU)/libtpu/libtpu.so $(BIN)/python -m benchmarks.tpu $(ARGS)
+
+libtpu: $(LIBTPU)/.stamp
 
 lint: .venv/.stamp-lint
 	$(BIN)/ruff check

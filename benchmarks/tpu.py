@@ -14,7 +14,6 @@ avoid reading from HBM: the weights (of the embedding only the rows looked up) a
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from benchmarks.shapes import LLAMA3_8B, SEARCHES, TINY
-from sla_jax.loading import engine
 from sla_jax.config import parse
 from sla_jax.decode import lanes as moves
 from sla_jax.decode.choice import choices
@@ -38,27 +35,21 @@ from sla_jax.decode.program import bucket
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError, front_door
+from sla_jax.loading import engine
 from sla_jax.model import decoding
 from sla_jax.model.axes import policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import init_channel, init_policy, param_paths, unstack, without_channel
 from sla_jax.sharding import SERVE, TRAIN, Rules, make_mesh, named
+from sla_jax.topology import chip_memory, slice_devices
 from sla_jax.training.batches import TokenPair, TokenPairs
 from sla_jax.training.config import LossConfig, OptimizerConfig
 from sla_jax.training.features import TokenSource
 from sla_jax.training.step import PAIR_AXES, init_state, jit_train_step, make_optimizer, stack_microbatches
 
-HBM = 16e9  # bytes a v5e chip has
+HBM = chip_memory("v5e:2x4")
 LIMITS = {8: 1.06, 64: 1.15}  # lanes → how many times greedy's bytes a step at prefix 2048 may access
 SLACK = 256  # capacity for new tokens beyond the prefix
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "4",
-    "TPU_LIBRARY_PATH": str(ROOT / ".cache" / "libtpu" / "libtpu" / "libtpu.so"),
-}
 Cell = dict[str, Any]
 
 
@@ -104,16 +95,8 @@ def main(argv: list[str]) -> None:
 
 
 def slice_of(topology: str) -> list[jax.Device]:
-    """The devices of a slice that is not there. Raises UserError without libtpu or for an unknown name."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(
-            f"libtpu gave no topology {topology!r} ({str(error).splitlines()[0]}). `make tpu-check` installs it into "
-            ".cache/libtpu; for another place set TPU_LIBRARY_PATH to its libtpu.so."
-        ) from None
+    """The 8 chips of a slice that is not there."""
+    devices = slice_devices(topology)
     if len(devices) != 8:
         raise UserError(f"the topology {topology!r} has {len(devices)} chips; the programs are laid out for 8.")
     return devices
@@ -165,7 +148,7 @@ def compile_round(config: ModelConfig, mesh: Mesh, name: str, decoder: Greedy | 
     state = replicated(mesh, state._replace(cache=prompts.limit))._replace(cache=cache)
 
     def round_(policy: Any, state: Any) -> Any:
-        return decoder.advance(steps(policy, decoder), state, vocabulary=config.vocab_size)
+        return decoder.advance(steps(policy, decoder), state)
 
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(round_, donate_argnums=1, out_shardings=(layout, named(mesh, rules=SERVE)))

@@ -80,4 +80,4 @@ def engine(config: ModelConfig) -> Engine:
             commit=functools.partial(decoding.commit, decoder.chunk),
         )
 
-    return Engine(prefill, steps, config.vocab_size)
+    return Engine(prefill, steps)

@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 TRAIN: Rules = {"embed": "fsdp", "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": None}
-SERVE: Rules = {"slots": "data", "embed": None, "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": None}
+SERVE: Rules = {"embed": None, "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": None}
 ACTIVATIONS: Rules = {"batch": ("data", "fsdp"), "heads": "tensor", "ffn": "tensor", "vocab": "tensor"}
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu, minimal, report, timing, tpu
-from sla_jax.loading import engine
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.program import Program
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError
+from sla_jax.loading import engine
 from sla_jax.model.config import ChannelConfig
 from sla_jax.model.policy import init_policy, unstack
 from tests.tiny import tiny_config

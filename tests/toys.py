@@ -143,15 +143,14 @@ def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
     return _plant(cache, logits, reward, prompts, **sizes)
 
 
-def program(decoder: Any, vocab: int) -> Program:
+def program(decoder: Any) -> Program:
     """The decoder's compiled round on toys; the worlds are in the state, so there are no parameters."""
-    return Program(Engine(prefill=_no_prefill, steps=_steps_of, vocabulary=vocab), decoder)
+    return Program(Engine(prefill=_no_prefill, steps=_steps_of), decoder)
 
 
 def play(decoder: Any, rows: Sequence[Row]) -> list[oracles.Answer]:
     """Run all rows together, round by round, to the end."""
-    vocab = rows[0].tables.logits.shape[-1]
-    return answers(list(program(decoder, vocab).stream(None, state(decoder, rows))))
+    return answers(list(program(decoder).stream(None, state(decoder, rows))))
 
 
 def answers(log: Sequence[Sequence[Round]]) -> list[oracles.Answer]:

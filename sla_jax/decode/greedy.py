@@ -32,10 +32,10 @@ class Greedy:
         """Places for uncommitted tokens."""
         return self.chunk
 
-    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R C"]]:
+    def advance(self, steps: Steps, lanes: Lanes) -> tuple[Lanes, Int[Array, "R C"]]:
         """One round: k tokens, committed."""
         lanes, first = moves.expand(steps, lanes, jnp.ones_like(lanes.level), children=1, chunk=self.chunk)
         alive = lanes.live.sum(axis=-1)
-        lanes = moves.rollout(steps, lanes, first, vocabulary=vocabulary, chunk=self.chunk)
+        lanes = moves.rollout(steps, lanes, first, chunk=self.chunk)
         lanes, harvest = settle(steps, lanes, width=1, depth=0, chunk=self.chunk)
         return lanes, pack(lanes, harvest, alive)

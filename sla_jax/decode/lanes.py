@@ -116,9 +116,11 @@ def plant(
     )
 
 
-def choose(choice: Choice, logits: Float[Array, "R W V"], text: Text, *, count: int, tops: int) -> Next:
-    """The `count` next tokens of every lane, best first, as each request wants them chosen."""
-    tokens, logprobs = top(ranking(choice, logits, text), logits, count)
+def choose(
+    choice: Choice, logits: Float[Array, "R W V"], text: Text, *, count: int, tops: int, full: Array | bool = True
+) -> Next:
+    """The `count` next tokens of every lane, best first, as each request wants them chosen; one unless `full`."""
+    tokens, logprobs = top(ranking(choice, logits, text), logits, count, full)
     shape = (*logits.shape[:2], tops)
     nothing = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     if tops == 0:
@@ -128,19 +130,34 @@ def choose(choice: Choice, logits: Float[Array, "R W V"], text: Text, *, count: 
 
 
 def top(
-    order: Float[Array, "*B V"], logits: Float[Array, "*B V"], n: int
+    order: Float[Array, "*B V"], logits: Float[Array, "*B V"], n: int, full: Array | bool = True
 ) -> tuple[Int[Array, "*B n"], Float[Array, "*B n"]]:
-    """The n first tokens by `order` (ties: lower id) and the model's log-probabilities of them. n passes of argmax."""
+    """The n first tokens by `order` (ties: lower id) and the model's log-probabilities of them. n passes of argmax.
+
+    Unless `full`, only the first is looked for and stands in all n places.
+    """
     norm = jax.nn.logsumexp(logits, axis=-1)
-    tokens, logprobs = [], []
-    for _ in range(n):
+
+    def first(order: Array) -> tuple[Array, Array]:
         best = jnp.argmax(order, axis=-1).astype(jnp.int32)
         rank, logit = (jnp.take_along_axis(x, best[..., None], axis=-1)[..., 0] for x in (order, logits))
-        tokens.append(best)
-        logprobs.append(jnp.where(rank == IMPOSSIBLE, IMPOSSIBLE, logit - norm))
-        vocabulary = jax.lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1)
-        order = jnp.where(vocabulary == best[..., None], IMPOSSIBLE, order)
-    return jnp.stack(tokens, axis=-1), jnp.stack(logprobs, axis=-1)
+        return best, jnp.where(rank == IMPOSSIBLE, IMPOSSIBLE, logit - norm)
+
+    def others(found: tuple[Array, Array]) -> tuple[Array, Array]:
+        seen, rest = [found], order
+        while len(seen) < n:
+            vocabulary = jax.lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1)
+            rest = jnp.where(vocabulary == seen[-1][0][..., None], IMPOSSIBLE, rest)
+            seen.append(first(rest))
+        tokens, logprobs = zip(*seen, strict=True)
+        return jnp.stack(tokens, axis=-1), jnp.stack(logprobs, axis=-1)
+
+    def alone(found: tuple[Array, Array]) -> tuple[Array, Array]:
+        tokens, logprobs = (jnp.broadcast_to(x[..., None], (*x.shape, n)) for x in found)
+        return tokens, logprobs
+
+    best = first(order)
+    return alone(best) if n == 1 else jax.lax.cond(full, others, alone, best)
 
 
 def gather(lanes: Lanes, parents: Int[Array, "R W"], chunk: int) -> Lanes:
@@ -182,27 +199,29 @@ def expand(steps: Steps, lanes: Lanes, width: Int[Array, "R"], *, children: int,
     return lanes, lanes.next._replace(tokens=tokens, logprobs=logprobs)
 
 
-def rollout(steps: Steps, lanes: Lanes, first: Next, *, vocabulary: int, chunk: int) -> Lanes:
+def rollout(steps: Steps, lanes: Lanes, first: Next, *, chunk: int) -> Lanes:
     """Read the first tokens, then go on one by one, until the chunk is full or no lane is left unfinished."""
-    width, places = lanes.next.tokens.shape[-1], lanes.tokens.shape[-1]
+    width, places, tops = lanes.next.tokens.shape[-1], lanes.tokens.shape[-1], lanes.top_ids.shape[-1]
     choice = quiet(lanes.choice, lanes.done)
 
-    def going(carry: tuple) -> Array:
-        t, lanes, *_ = carry
+    def going(carry: tuple[Array, Lanes]) -> Array:
+        t, lanes = carry
         return (t < chunk) & jnp.any(lanes.live & ~lanes.finished)
 
-    def advance(carry: tuple) -> tuple:
-        t, lanes, following, _ = carry
-        logits, reward, cache = steps.step(following.tokens[..., 0], t, lanes.cache)
-        lanes = _record(lanes._replace(cache=cache), following, reward, places - chunk + t)
-        return t + 1, lanes, after(lanes, logits, places - chunk + t, 1), logits
+    def advance(carry: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
+        t, lanes = carry
+        place = places - chunk + t
+        logits, reward, cache = steps.step(lanes.next.tokens[..., 0], t, lanes.cache)
+        lanes = _record(lanes._replace(cache=cache), lanes.next, reward, place)
+        last = t == chunk - 1
+        following = choose(choice, logits, _text(lanes, place), count=width, tops=tops, full=last)
+        return t + 1, lanes._replace(next=following)
 
-    def after(lanes: Lanes, logits: Array, last: Array | int, count: int) -> Next:
-        return choose(choice, logits, _text(lanes, last), count=count, tops=lanes.top_ids.shape[-1])
-
-    logits = jnp.zeros((*first.tokens.shape[:2], vocabulary), jnp.float32)
-    _, lanes, following, logits = jax.lax.while_loop(going, advance, (jnp.int32(0), lanes, first, logits))
-    return lanes._replace(next=following if width == 1 else after(lanes, logits, places - 1, width))
+    tokens, logprobs = (
+        jnp.broadcast_to(x, (*x.shape[:2], width)) for x in (first.tokens[..., :1], first.logprobs[..., :1])
+    )
+    lanes = lanes._replace(next=first._replace(tokens=tokens, logprobs=logprobs))
+    return jax.lax.while_loop(going, advance, (jnp.int32(0), lanes))[1]
 
 
 def score(lanes: Lanes) -> Float[Array, "R W"]:

@@ -43,7 +43,7 @@ class Decoder(Protocol):
     def width(self) -> int:
         """Continuations kept of every leaf."""
 
-    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Array]:
+    def advance(self, steps: Steps, lanes: Lanes) -> tuple[Lanes, Array]:
         """One round: the next state and its packed result."""
 
 
@@ -56,7 +56,6 @@ class Engine(NamedTuple):
 
     prefill: Callable[[Any, Array, Array, Any, int], tuple[Array, Array, Cache]]
     steps: Callable[[Any, Any], Steps]
-    vocabulary: int
 
 
 class Program:
@@ -161,7 +160,7 @@ def _start(engine: Engine, decoder: Decoder, params: Any, prompts: Prompts, capa
 
 
 def _round(engine: Engine, decoder: Decoder, params: Any, state: Lanes) -> tuple[Lanes, Array]:
-    return decoder.advance(engine.steps(params, decoder), state, vocabulary=engine.vocabulary)
+    return decoder.advance(engine.steps(params, decoder), state)
 
 
 def _complete(engine: Engine, decoder: Decoder, params: Any, state: Lanes, rounds: int) -> tuple[Array, Array]:

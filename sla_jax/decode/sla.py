@@ -58,13 +58,13 @@ class SLA:
         """Places for uncommitted tokens: chunk·(depth+1)."""
         return self.chunk * (self.depth + 1)
 
-    def advance(self, steps: Steps, lanes: Lanes, *, vocabulary: int) -> tuple[Lanes, Int[Array, "R C"]]:
+    def advance(self, steps: Steps, lanes: Lanes) -> tuple[Lanes, Int[Array, "R C"]]:
         """One round for R requests, each at its own level of its own tree."""
         first = (lanes.committed == 0) & (not self.branch_first)
         width = jnp.where(first, 1, self.width)
         lanes, tokens = moves.expand(steps, lanes, width, children=self.width, chunk=self.chunk)
         alive = lanes.live.sum(axis=-1)
-        lanes = moves.rollout(steps, lanes, tokens, vocabulary=vocabulary, chunk=self.chunk)
+        lanes = moves.rollout(steps, lanes, tokens, chunk=self.chunk)
         sizes = {"width": self.width, "depth": self.depth, "chunk": self.chunk}
         lanes, harvest = settle(steps, lanes, **sizes, early_margin=self.early_margin)
         return lanes, pack(lanes, harvest, alive)

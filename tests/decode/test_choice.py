@@ -195,9 +195,10 @@ def test_alternatives_are_the_models_own() -> None:
     """Two rows ask for 3 alternatives beside each token; sampling and penalties do not change them."""
     rows = [row._replace(sampling=Sampling(temperature=1.0, seed=3)) for row in some_rows(8, limits=6, worlds=2)[-2:]]
     decoder = SLA(width=2, chunk=2, depth=1)
-    state, log = toys.state(decoder, rows, tops=3), []
+    log: list[Any] = []
+    state = toys.state(decoder, rows, tops=3)
     while not log or not all(round_.done for round_ in log[-1]):
-        state, packed = toys.program(decoder, VOCAB).round(None, state)
+        state, packed = toys.program(decoder).round(None, state)
         log.append(unpack(jax.device_get(packed), tops=3))
     for index, row in enumerate(rows):
         tokens = [token for rounds in log for token in rounds[index].tokens]

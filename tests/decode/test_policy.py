@@ -47,7 +47,7 @@ def engine(config: ModelConfig) -> Engine:
             functools.partial(decoding.commit, decoder.chunk),
         )
 
-    return Engine(prefill, steps, config.vocab_size)
+    return Engine(prefill, steps)
 
 
 @functools.cache

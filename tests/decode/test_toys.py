@@ -116,7 +116,7 @@ def test_the_golden_replay() -> None:
 
 # hypothesis varies worlds; the two programs are compiled once, at four rows each
 DRAWN = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-PROGRAMS = {d: toys.program(d, VOCAB) for d in (SLA(width=2, chunk=2, depth=1), SLA(width=3, chunk=2, depth=0))}
+PROGRAMS = {d: toys.program(d) for d in (SLA(width=2, chunk=2, depth=1), SLA(width=3, chunk=2, depth=0))}
 
 
 @st.composite
@@ -152,7 +152,7 @@ def test_any_world_is_the_oracles(decoder: SLA, rows: list[Row]) -> None:
 def test_the_loop_on_the_device_gives_the_streamed_rounds() -> None:
     decoder = SLA(width=2, chunk=3, depth=1)
     rows = some_rows(seed=21, worlds=3)
-    program = toys.program(decoder, VOCAB)
+    program = toys.program(decoder)
     streamed = list(program.stream(None, toys.state(decoder, rows)))
     looped = program.complete(None, toys.state(decoder, rows), max(row.limit for row in rows))
     assert looped == streamed
@@ -185,7 +185,7 @@ def test_rows_are_independent(decoder: SLA | Greedy) -> None:
         [Row(wild._replace(rewards=np.full(STATES, bad, np.float32)), 0, 9, ()) for bad in (np.nan, np.inf, -np.inf)],
         [Row(wild._replace(logits=np.full((STATES, VOCAB), bad, np.float32)), 0, 9, ()) for bad in (np.nan, 3e38, 0)],
     ]
-    program = toys.program(decoder, VOCAB)
+    program = toys.program(decoder)
     seen = []
     for beside in trouble:
         rows = [calm, *(row._replace(ends=(*row.ends, -1, -1, -1, -1)[:4]) for row in beside)]

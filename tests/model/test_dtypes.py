@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sla_jax.loading import engine
 from sla_jax.decode.program import Program
 from sla_jax.decode.sla import SLA
+from sla_jax.loading import engine
 from sla_jax.model import decoding, forward
 from sla_jax.model.config import ChannelConfig
 from sla_jax.model.policy import init_policy, unstack

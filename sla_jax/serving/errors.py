@@ -1,0 +1,75 @@
+"""What goes wrong over HTTP, as OpenAI writes it down: {"error": {"message", "type", "param", "code"}}."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sla_jax.errors import UserError
+from sla_jax.serving.request import Overloaded, Unavailable
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
+
+
+class ApiError(Exception):
+    """An answer that is not 200: a status and the fields of an OpenAI error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def as_api_error(error: Exception) -> ApiError | None:
+    """What HTTP says of an exception that is nobody's programming error; None for one that is."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return bad(str(error))
+    if isinstance(error, Overloaded):
+        return ApiError(503, str(error), code="overloaded", headers={"Retry-After": str(error.retry_after)})
+    if isinstance(error, Unavailable):
+        return ApiError(503, str(error), code="unavailable")
+    return None
+
+
+def timed_out() -> ApiError:
+    """408, and the OpenAI client shall not try again: it would take as long."""
+    message = "the request took longer than this server allows and was stopped."
+    return ApiError(408, message, code="timeout", headers={"x-should-retry": "false"})
+
+
+def engine_failed(error: str | None) -> ApiError:
+    """500."""
+    return ApiError(500, error or "the engine failed.", code="engine_error")
+
+
+def ended(finish: str, error: str | None) -> ApiError | None:
+    """What a request's last event means when it is no answer."""
+    if finish == "timeout":
+        return timed_out()
+    return engine_failed(error) if finish == "error" else None

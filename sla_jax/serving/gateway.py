@@ -1,0 +1,305 @@
+"""From HTTP to the service and back, for every protocol alike: prompts in, pieces of text out.
+
+    async with gateway.answer("Once", profile="sla", max_tokens=64, stops=["."]) as run:
+        async for piece in run:          # answer.Piece: text, tokens, event, finish
+            send(piece.text)
+
+`answer` reserves a place before it tokenizes (Overloaded, Unavailable), checks the prompt (ApiError 400), and whatever
+ends the `async with` (the answer's end, an error, a client that left) cancels what is still running. UserError,
+ApiError, Overloaded and Unavailable become OpenAI errors in the app's handlers (`errors.as_api_error`).
+For more than one request at a time there are the parts: `reserve`, `read`, `run`.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from sla_jax.decode.sampling import Sampling
+from sla_jax.errors import nearest
+from sla_jax.serving.answer import Answer, Piece
+from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
+from sla_jax.serving.request import Answer as Hear
+from sla_jax.serving.request import Event, Inspected, Inspection, Request, Sink
+from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
+from sla_jax.text import PreTrainedTokenizerBase, TextStream, chat_ids
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@runtime_checkable
+class Places(Protocol):
+    """Places in a profile's queue (`service.Ticket`). Leaving gives back those that were not used."""
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request."""
+        ...
+
+    def inspect(self, inspection: Inspection, answer: Hear) -> None:
+        """Queue an inspection."""
+        ...
+
+    def __enter__(self) -> "Places": ...
+
+    def __exit__(self, *failure: object) -> None: ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What HTTP asks of `service.Service`."""
+
+    @property
+    def state(self) -> str:
+        """ready, or why not."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed."""
+        ...
+
+    def reserve(self, profile: str, count: int = 1) -> Places:
+        """Places in a queue. Raises Overloaded, Unavailable."""
+        ...
+
+    def cancel(self, request_id: str) -> bool:
+        """Ask for an end."""
+        ...
+
+
+class Prompt(NamedTuple):
+    """What the model reads, and the same as text with the place of every token in it (for echo)."""
+
+    tokens: tuple[int, ...]
+    text: str = ""
+    offsets: tuple[int, ...] = ()
+
+
+class Run:
+    """Requests that run together, merged into one sequence of pieces. Leaving it cancels what has not ended."""
+
+    def __init__(self, gateway: "Gateway", request_id: str, places: Places):
+        self.id = request_id
+        self._gateway, self._places = gateway, places
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._answers: list[Answer] = []
+        self._open: dict[int, str] = {}  # index → the service's id
+        self._checks: set[str] = set()
+        self._cancelled = False
+
+    def submit(self, request: Request, stops: Sequence[str] = ()) -> None:
+        """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours."""
+        index = len(self._answers)
+        name = self._gateway.number(self.id)
+        self._answers.append(Answer(self._gateway.tokenizer, index, stops))
+        self._places.submit(dataclasses.replace(request, id=name), lambda event: self._post(index, event))
+        self._open[index] = name
+
+    async def inspect(self, tokens: tuple[int, ...], top_logprobs: int = 0) -> Inspected:
+        """Rewards and log-probabilities of a text. Raises ApiError if they could not be had."""
+        name, began = self._gateway.number(self.id), time.monotonic()
+        result: asyncio.Future[Inspected] = self._loop.create_future()
+
+        def hear(inspected: Inspected) -> None:
+            self._call(lambda: None if result.done() else result.set_result(inspected))
+
+        self._places.inspect(Inspection(id=name, tokens=tokens, top_logprobs=top_logprobs), hear)
+        self._checks.add(name)
+        inspected = await result
+        self._checks.discard(name)
+        if inspected.error is not None:
+            raise self._failure(inspected.error, time.monotonic() - began)
+        return inspected
+
+    def _failure(self, error: str, seconds: float) -> ApiError:
+        """Why there was no inspection: nobody's fault but the engine's only if nothing else explains it."""
+        if self._cancelled:
+            return bad("the request was aborted.", code="aborted")
+        if seconds >= self._gateway.config.limits.timeout:
+            return timed_out()
+        if self._gateway.service.state in ("draining", "stopped"):
+            return ApiError(503, "the server is shutting down.", code="unavailable")
+        return engine_failed(error)
+
+    def __aiter__(self) -> "Run":
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next piece of any answer. Raises ApiError when one fails or runs out of time."""
+        while self._open:
+            index, event = await self._events.get()
+            if index not in self._open:
+                continue  # it had ended at a stop string
+            piece = self._answers[index].read(event)
+            if piece.finish:
+                name = self._open.pop(index)
+                if event.finish is None:
+                    self._gateway.service.cancel(name)
+                elif failure := ended(event.finish, event.error):
+                    raise failure
+            return piece
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> "Run":
+        self._gateway.runs.setdefault(self.id, []).append(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        runs = self._gateway.runs[self.id]
+        runs.remove(self)
+        if not runs:
+            del self._gateway.runs[self.id]
+        self.cancel()
+
+    def cancel(self) -> bool:
+        """Ask the service to end what has not ended; whether there was any."""
+        self._cancelled = True
+        names = [*self._open.values(), *self._checks]
+        return sum(self._gateway.service.cancel(name) for name in names) > 0
+
+    def _post(self, index: int, event: Event) -> None:
+        self._call(lambda: self._events.put_nowait((index, event)))
+
+    def _call(self, action: Callable[[], object]) -> None:
+        """Do it on the event loop, if there still is one."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(action)
+
+
+class Gateway:
+    """One server's model, tokenizer and service, as the protocols see them. `runs`: what is running, by request id."""
+
+    def __init__(self, service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):
+        self.service, self.model, self.tokenizer, self.config = service, model, tokenizer, config
+        self.runs: dict[str, list[Run]] = {}
+        self._numbers = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def answer(
+        self,
+        prompt: str | Sequence[int] | Messages,
+        *,
+        profile: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stops: Sequence[str] = (),
+        ignore_eos: bool = False,
+        request_id: str | None = None,
+    ) -> AsyncIterator[Run]:
+        """Run one request; its pieces are what the Run yields. No max_tokens: as many as the context leaves."""
+        chosen = self.profile(profile)
+        with self.reserve(chosen) as places:
+            read = await self.read(prompt)
+            request = self.request(read, chosen, max_tokens, sampling=sampling, ignore_eos=ignore_eos)
+            async with Run(self, request_id or new_id("req"), places) as run:
+                run.submit(request, stops)
+                yield run
+
+    def profile(self, name: str | None) -> Profile:
+        """A declared profile, the first one if none is named. Raises ApiError 400 with the list."""
+        for profile in self.model.profiles:
+            if name is None or profile.name == name:
+                return profile
+        names = [profile.name for profile in self.model.profiles]
+        hint = nearest(name or "", names)
+        raise bad(f"there is no search profile {name!r}; this server has {', '.join(names)}.{hint}", "search.profile")
+
+    def reserve(self, profile: Profile, count: int = 1) -> Places:
+        """Places in a profile's queue, to be had before a prompt is tokenized. Raises Overloaded, Unavailable."""
+        return self.service.reserve(profile.name, count)
+
+    async def read(self, prompt: str | Sequence[int] | Messages, *, param: str = "prompt") -> Prompt:
+        """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, unknown token ids."""
+        read = await asyncio.to_thread(self.encode, prompt)
+        if not read.tokens or not prompt:
+            raise bad("the prompt is empty; it needs at least one token.", param)
+        if len(read.tokens) >= self.model.context:
+            raise bad(
+                f"the prompt has {len(read.tokens)} tokens; prompt and answer together may have {self.model.context} "
+                "tokens here, so that a prompt has to be shorter. It is not truncated; shorten it.",
+                param,
+                "context_length_exceeded",
+            )
+        return read
+
+    def request(
+        self,
+        prompt: Prompt,
+        profile: Profile,
+        max_tokens: int | None,
+        *,
+        sampling: Sampling | None = None,
+        ignore_eos: bool = False,
+        top_logprobs: int = 0,
+        param: str = "max_tokens",
+    ) -> Request:
+        """A request whose time runs from now. Raises ApiError if the context has no room for `max_tokens`."""
+        room = self.model.context - len(prompt.tokens)
+        if max_tokens is not None and max_tokens > room:
+            raise bad(
+                f"the prompt has {len(prompt.tokens)} tokens and {param} is {max_tokens}; together they may be "
+                f"{self.model.context} tokens here. Ask for at most {room}.",
+                param,
+                "context_length_exceeded",
+            )
+        return Request(
+            id="",
+            profile=profile.name,
+            prompt=prompt.tokens,
+            max_tokens=room if max_tokens is None else max_tokens,
+            ends=() if ignore_eos else self.model.end_tokens,
+            sampling=sampling or Sampling(),
+            top_logprobs=top_logprobs,
+            deadline=time.monotonic() + self.config.limits.timeout,
+        )
+
+    def number(self, request_id: str) -> str:
+        """A name for the service, which nothing else has even if two clients choose one id."""
+        return f"{request_id}-{next(self._numbers)}"
+
+    def abort(self, request_id: str) -> bool:
+        """End everything that runs under an id; whether there was anything."""
+        return sum(run.cancel() for run in self.runs.get(request_id, [])) > 0
+
+    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        """Raise ApiError 400 if one of them is not in the vocabulary."""
+        for token in tokens:
+            if not 0 <= token < self.model.vocabulary:
+                raise bad(
+                    f"the token {token} is not in the vocabulary; it has 0 to {self.model.vocabulary - 1}.", param
+                )
+
+    def encode(self, prompt: str | Sequence[int] | Messages, special: bool = True) -> Prompt:
+        """Ids of a text (`special`: with the tokens that the tokenizer puts around it), of a chat, or as they stand.
+
+        Blocks; call it in a thread. Raises UserError for a chat that the template refuses, ApiError for unknown ids.
+        """
+        if isinstance(prompt, str):
+            encoding = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=special)
+            return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets))
+        tokens = [item for item in prompt if isinstance(item, int)]
+        if tokens:
+            self.check_tokens(tokens, "prompt")
+            return _spell(self.tokenizer, tuple(tokens))
+        chat = [item for item in prompt if not isinstance(item, int)]
+        return Prompt(tuple(chat_ids(self.tokenizer, chat)) if chat else ())
+
+
+def new_id(kind: str) -> str:
+    """A name for a request that nobody else has."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def _spell(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Prompt:
+    """Token ids as text; special tokens are none."""
+    stream, text, offsets = TextStream(tokenizer), "", []
+    for token in tokens:
+        offsets.append(len(text))
+        text += stream.push([token])
+    return Prompt(tokens, text + stream.finish(), tuple(offsets))

@@ -1,0 +1,130 @@
+"""The routes that run the model: completions, chats, rewards."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from sla_jax.serving.errors import bad
+from sla_jax.serving.gateway import Gateway, Run
+from sla_jax.serving.openai import Exchange, finite, usage_of
+from sla_jax.serving.orders import Order, chat_order, choose, completion_order, plain_messages
+from sla_jax.serving.replies import ChatReply, CompletionReply, RewardsReply
+from sla_jax.serving.schema import ChatBody, CompletionBody, RewardsBody
+from sla_jax.serving.wire import Work, send_events, send_json
+from sla_jax.text import response_ids
+
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def router(gateway: Gateway) -> APIRouter:
+    """POST /v1/completions, /v1/chat/completions, /v1/rewards."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    @routes.post("/v1/completions", responses={200: {"model": CompletionReply, "content": STREAM}})
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return _answering(gateway, completion_order(gateway, body), request, body.user, chat=False)
+
+    @routes.post("/v1/chat/completions", responses={200: {"model": ChatReply, "content": STREAM}})
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        return _answering(gateway, chat_order(gateway, body), request, body.user, chat=True)
+
+    @routes.post("/v1/rewards", responses={200: {"model": RewardsReply}})
+    async def rewards(body: RewardsBody, request: Request) -> Response:
+        """The reward of every token of a response: its own, not the prompt's. One pass over both."""
+        _check_rewards(gateway, body)
+
+        async def work(send: Send) -> None:
+            await send_json(send, await _rewards(gateway, body, request.state.request_id))
+
+        return Work(work)
+
+    return routes
+
+
+# ---- completions and chats ----
+
+
+def _answering(gateway: Gateway, order: Order, request: Request, user: str | None, *, chat: bool) -> Response:
+    exchange = Exchange(gateway, order, request.state.request_id, chat=chat)
+    note = request.state.note
+    if user is not None:
+        note["user"] = user
+
+    async def work(send: Send) -> None:
+        try:
+            async with exchange.opened() as run:
+                if order.stream:
+                    await send_events(send, exchange.stream(run), gateway.config.keep_alive)
+                else:
+                    await send_json(send, await exchange.reply(run))
+        finally:
+            _write_down(note, exchange, gateway.config.log_prompts)
+
+    return Work(work)
+
+
+def _write_down(note: dict[str, Any], exchange: Exchange, words: bool) -> None:
+    """What the access log says of an answer; what was asked and answered only if that is wanted."""
+    usage = exchange.usage["usage"]
+    note["profile"] = exchange.order.profile.name
+    note["tokens"] = (usage["prompt_tokens"], usage["completion_tokens"])
+    if words:
+        note["prompts"] = exchange.order.prompts
+        note["answers"] = [text for _, text in sorted(exchange.texts.items())]
+
+
+# ---- rewards ----
+
+
+def _check_rewards(gateway: Gateway, body: RewardsBody) -> None:
+    if not gateway.model.has_channel:
+        raise bad("the model has no reward channel, so there are no rewards.", "model")
+    for one, other in (("prompt", "messages"), ("response", "token_ids")):
+        if (getattr(body, one) is None) == (getattr(body, other) is None):
+            raise bad(f"give {one} or {other}, one of them and not both.", one)
+
+
+async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict[str, Any]:
+    profile = choose(gateway.model, body.model, None)
+    with gateway.reserve(profile) as places:
+        prompt, response = await _texts(gateway, body)
+        tokens = (*prompt, *response)
+        if len(tokens) > gateway.model.context:
+            raise bad(
+                f"prompt and response have {len(tokens)} tokens; together they may have {gateway.model.context} here.",
+                "response" if body.response is not None else "token_ids",
+                "context_length_exceeded",
+            )
+        async with Run(gateway, request_id, places) as run:
+            seen = await run.inspect(tokens)
+    values = [finite(reward) for reward in (seen.rewards or [])[len(prompt) :]]
+    known = [value for value in values if value is not None]
+    return {
+        "object": "rewards",
+        "model": body.model or gateway.model.name,
+        "rewards": values,
+        "token_ids": list(response),
+        "mean": sum(known) / len(known) if known else None,
+        "last": values[-1] if values else None,
+        **usage_of(len(tokens), 0, explored=len(tokens)),
+    }
+
+
+async def _texts(gateway: Gateway, body: RewardsBody) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the prompt and of the response, neither of them empty. Chats close the response as a turn."""
+    messages = body.messages and plain_messages(gateway, body.messages)
+    prompt = await gateway.read(messages or body.prompt or "", param="messages" if messages else "prompt")
+    if body.token_ids is not None:
+        gateway.check_tokens(body.token_ids, "token_ids")
+        return prompt.tokens, tuple(body.token_ids)
+    text = body.response or ""
+    if messages:
+        before, after = await asyncio.to_thread(response_ids, gateway.tokenizer, messages, text)
+        return tuple(before), tuple(after)
+    response = await asyncio.to_thread(gateway.encode, text, False)
+    if not response.tokens:
+        raise bad("the response is empty; it needs at least one token.", "response")
+    return prompt.tokens, response.tokens

@@ -1,0 +1,100 @@
+"""The routes around the model: what is served, whether it is well, tokens and text, ending a request."""
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from sla_jax.serving.errors import bad
+from sla_jax.serving.gateway import Gateway
+from sla_jax.serving.metrics import Metrics
+from sla_jax.serving.orders import plain_messages, profile_of
+from sla_jax.serving.replies import (
+    AbortReply,
+    DetokenizeReply,
+    ModelEntry,
+    ModelsReply,
+    StatusReply,
+    TokenizeReply,
+    VersionReply,
+)
+from sla_jax.serving.schema import AbortBody, DetokenizeBody, TokenizeBody
+
+PLAIN = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def router(gateway: Gateway, metrics: Metrics, version: str) -> APIRouter:
+    """GET /v1/models, /health, /ready, /version, /metrics; POST /tokenize, /detokenize, /abort_request."""
+    routes = APIRouter()
+    _models(routes, gateway)
+    _states(routes, gateway)
+    _tokens(routes, gateway)
+
+    @routes.get("/version")
+    async def get_version() -> VersionReply:
+        return VersionReply(version=version)
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": PLAIN, "description": "Prometheus' text format."}},
+    )
+    async def get_metrics() -> Response:
+        body, kind = metrics.render()
+        return Response(body, headers={"content-type": kind})
+
+    @routes.post("/abort_request")
+    async def abort_request(body: AbortBody) -> AbortReply:
+        return AbortReply(request_id=body.request_id, aborted=gateway.abort(body.request_id))
+
+    return routes
+
+
+def _models(routes: APIRouter, gateway: Gateway) -> None:
+    model = gateway.model
+    names = [model.name, *(f"{model.name}:{profile.name}" for profile in model.profiles)]
+    entries = [ModelEntry(id=name, object="model", created=model.created, owned_by="sla-jax") for name in names]
+
+    @routes.get("/v1/models", tags=["OpenAI"])
+    async def models() -> ModelsReply:
+        return ModelsReply(object="list", data=entries)
+
+    @routes.get("/v1/models/{name:path}", tags=["OpenAI"])
+    async def model_entry(name: str) -> ModelEntry:
+        profile_of(model, name)
+        return entries[names.index(name)]
+
+
+def _states(routes: APIRouter, gateway: Gateway) -> None:
+    down = {"model": StatusReply, "description": "Not so."}
+
+    @routes.get("/health", responses={200: {"model": StatusReply}, 503: down})
+    async def health() -> Response:
+        """Alive: 503 once the engine has failed or the server has stopped."""
+        state = gateway.service.state
+        return JSONResponse({"status": state}, 503 if state in ("failed", "stopped") else 200)
+
+    @routes.get("/ready", responses={200: {"model": StatusReply}, 503: down})
+    async def ready() -> Response:
+        """Takes requests."""
+        state = gateway.service.state
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+
+def _tokens(routes: APIRouter, gateway: Gateway) -> None:
+    @routes.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> TokenizeReply:
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("give prompt or messages, one of them and not both.", "prompt")
+        profile_of(gateway.model, body.model)
+        source = body.prompt if body.messages is None else plain_messages(gateway, body.messages)
+        read = await asyncio.to_thread(gateway.encode, source or "", body.add_special_tokens)
+        return TokenizeReply(tokens=list(read.tokens), count=len(read.tokens), max_model_len=gateway.model.context)
+
+    @routes.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> DetokenizeReply:
+        profile_of(gateway.model, body.model)
+        gateway.check_tokens(body.tokens, "tokens")
+        decode = gateway.tokenizer.backend_tokenizer.decode
+        text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)
+        return DetokenizeReply(prompt=text)

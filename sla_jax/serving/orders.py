@@ -1,0 +1,207 @@
+"""What a body of /v1/completions or /v1/chat/completions asks for, checked as far as it can be without its tokens."""
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sla_jax.decode.sampling import Sampling
+from sla_jax.errors import nearest
+from sla_jax.serving.errors import ApiError, bad
+from sla_jax.serving.gateway import Gateway
+from sla_jax.serving.schema import ChatBody, CompletionBody, Message, Sampled, Search
+from sla_jax.serving.settings import ModelInfo, Profile
+
+Source = str | list[int] | list[dict[str, str]]
+SETTINGS = ("method", "width", "chunk", "depth", "branch_first")
+
+
+class Asked(NamedTuple):
+    """What completions and chats write differently."""
+
+    prompts: Sequence[Source]
+    prompt_param: str  # where errors are laid
+    max_tokens: int | None  # None: what the context leaves
+    limit_param: str
+    most_tokens: int | None  # without max_tokens: as many, if the context has room
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """Everything but the prompts' tokens."""
+
+    model: str  # as the client wrote it
+    profile: Profile
+    prompts: Sequence[Source]
+    prompt_param: str
+    max_tokens: int | None
+    limit_param: str
+    most_tokens: int | None
+    n: int
+    sampling: Sampling  # of choice 0
+    stops: tuple[str, ...]
+    top: int | None  # alternatives beside each token; None: no log-probabilities
+    echo: bool
+    ignore_eos: bool
+    stream: bool
+    include_usage: bool
+    return_token_ids: bool
+    return_rewards: bool
+
+    @property
+    def answers(self) -> int:
+        """How many requests it makes."""
+        return 0 if self.max_tokens == 0 else len(self.prompts) * self.n
+
+    @property
+    def places(self) -> int:
+        """How many places in the queue: one for every answer and every prompt to be inspected."""
+        return max(1, self.answers + (len(self.prompts) if self.inspects else 0))
+
+    @property
+    def inspects(self) -> bool:
+        """Whether the prompt's own log-probabilities are wanted."""
+        return self.echo and self.top is not None
+
+    def sampling_of(self, choice: int) -> Sampling:
+        """Choice 0 keeps the seed; the others have seeds made from it."""
+        if choice == 0:
+            return self.sampling
+        digest = hashlib.sha256(f"{self.sampling.seed}:{choice}".encode()).digest()
+        return dataclasses.replace(self.sampling, seed=int.from_bytes(digest[:8], "big") >> 1)
+
+
+def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
+    """The order in a completion's body. Raises ApiError."""
+    n = body.n or 1
+    if body.best_of not in (None, n):
+        raise bad(f"best_of is {body.best_of}; only n={n} is possible, there is no choice among answers.", "best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise bad("max_tokens is 0; it has to be at least 1, unless echo asks for the prompt alone.", "max_tokens")
+    prompts: list[Source] = []
+    for prompt in [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else body.prompt:
+        assert not isinstance(prompt, int)
+        prompts.append(prompt if isinstance(prompt, str) else [token for token in prompt if isinstance(token, int)])
+    default = 16 if body.max_tokens is None else None
+    asked = Asked(prompts, "prompt", body.max_tokens, "max_tokens", default)
+    return _order(gateway, body, asked, top=body.logprobs, echo=bool(body.echo))
+
+
+def chat_order(gateway: Gateway, body: ChatBody) -> Order:
+    """The order in a chat's body. Raises ApiError."""
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise bad(
+            f"max_tokens is {body.max_tokens} and max_completion_tokens is {body.max_completion_tokens}; give one.",
+            "max_completion_tokens",
+        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad("top_logprobs is given without logprobs; set logprobs to true.", "top_logprobs")
+    name = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
+    top = body.top_logprobs or 0 if body.logprobs else None
+    asked = Asked([plain_messages(gateway, body.messages)], "messages", getattr(body, name), name, None)
+    return _order(gateway, body, asked, top=top, echo=False)
+
+
+def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as a chat template wants them: text parts joined, developers as whoever the template knows."""
+    known = "developer" in str(gateway.tokenizer.chat_template)
+    plain = []
+    for message in messages:
+        content = message.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        role = "system" if message.role == "developer" and not known else message.role
+        plain.append({"role": role, "content": text})
+    return plain
+
+
+def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile:
+    """The declared profile that a model's name and a `search` agree on; the first of several. Raises ApiError."""
+    wanted = {field: getattr(search, field) for field in SETTINGS if getattr(search, field, None) is not None}
+    by_name = profile_of(model, name)
+    by_field = search.profile if search else None
+    if by_name and by_field and by_name != by_field:
+        raise bad(f"the model's name chooses the profile {by_name} and search.profile {by_field!r}.", "search.profile")
+    chosen = by_name or by_field
+    listing = "; ".join(describe(profile) for profile in model.profiles)
+    named = [profile for profile in model.profiles if chosen in (None, profile.name)]
+    if not named:
+        hint = nearest(chosen or "", [profile.name for profile in model.profiles])
+        raise bad(f"there is no search profile {chosen!r}; this server has: {listing}.{hint}", "search.profile")
+    fitting = [profile for profile in named if all(getattr(profile, key) == wanted[key] for key in wanted)]
+    if not fitting:
+        asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        where = f"the profile {chosen} is not" if chosen else "no declared profile is"
+        raise bad(f"{where} a search with {asked}; this server has: {listing}.", "search")
+    return fitting[0]
+
+
+def profile_of(model: ModelInfo, name: str | None) -> str | None:
+    """The profile that a model's name chooses, if any. Raises ApiError 404 for a model that is not served."""
+    if name is None or name == model.name:
+        return None
+    names = [model.name, *(f"{model.name}:{profile.name}" for profile in model.profiles)]
+    if name not in names:
+        message = f"there is no model {name!r}; this server has: {', '.join(names)}.{nearest(name, names)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return name.removeprefix(f"{model.name}:")
+
+
+def describe(profile: Profile) -> str:
+    """A profile as the list of errors shows it."""
+    if profile.method == "greedy":
+        return f"{profile.name} (greedy, chunk {profile.chunk})"
+    first = ", branch_first" if profile.branch_first else ""
+    return f"{profile.name} (sla, width {profile.width}, chunk {profile.chunk}, depth {profile.depth}{first})"
+
+
+def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, echo: bool) -> Order:
+    n, most = body.n or 1, gateway.config.limits.choices
+    if len(asked.prompts) * n > most:
+        raise bad(
+            f"{len(asked.prompts)} prompts times n={n} are more than the {most} answers that a request may have.", "n"
+        )
+    if (top or 0) > gateway.model.top_logprobs:
+        raise bad(f"{top} alternatives beside a token are more than {gateway.model.top_logprobs}.", "logprobs")
+    limit = asked.most_tokens if asked.max_tokens is None else asked.max_tokens
+    if limit and (body.min_tokens or 0) > limit:
+        raise bad(f"min_tokens is {body.min_tokens}; the answer may have {limit} ({asked.limit_param}).", "min_tokens")
+    if body.stream_options is not None and not body.stream:
+        raise bad("stream_options is given without stream; set stream to true or leave it out.", "stream_options")
+    returns_rewards = body.search is not None and body.search.return_rewards
+    if returns_rewards and not gateway.model.has_channel:
+        raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
+    return Order(
+        model=body.model or gateway.model.name,
+        profile=choose(gateway.model, body.model, body.search),
+        **asked._asdict(),
+        n=n,
+        sampling=_sampling(body, gateway.model.vocabulary),
+        stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        top=top,
+        echo=echo,
+        ignore_eos=bool(body.ignore_eos),
+        stream=bool(body.stream),
+        include_usage=body.stream_options is not None and body.stream_options.include_usage,
+        return_token_ids=bool(body.return_token_ids),
+        return_rewards=returns_rewards,
+    )
+
+
+def _sampling(body: Sampled, vocabulary: int) -> Sampling:
+    """How to choose tokens; without a seed, one that nobody has had."""
+    names = [field.name for field in dataclasses.fields(Sampling) if field.name not in ("seed", "logit_bias")]
+    values = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    seed = body.seed
+    if seed is None:
+        seed = secrets.randbits(63) if body.temperature else 0
+    return Sampling(**values, seed=seed, logit_bias=_biases(body.logit_bias or {}, vocabulary))
+
+
+def _biases(biases: Mapping[str, float], vocabulary: int) -> tuple[tuple[int, float], ...]:
+    for token in biases:
+        if int(token) >= vocabulary:
+            raise bad(
+                f"logit_bias names the token {token}; the vocabulary goes from 0 to {vocabulary - 1}.", "logit_bias"
+            )
+    return tuple((int(token), bias) for token, bias in biases.items())

@@ -1,0 +1,256 @@
+"""The server as a process: its port, its HTTP thread, its signals and its exit code.
+
+The main thread waits for what happens and decides; HTTP has a thread with an event loop, the service has one with the
+device. HTTP answers before the model is there (/health 200, /ready 503) and for as long as streams are being drained;
+it ends last, so that every stream gets its last event. Exit codes: 0 after a signal, 1 when the engine or HTTP has
+failed, 2 for whatever the user can mend. A second signal ends the process at once.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+
+from sla_jax.errors import UserError
+from sla_jax.serving.http import create_app
+from sla_jax.serving.jobs import Worker
+from sla_jax.serving.metrics import Metrics
+from sla_jax.serving.service import Service
+from sla_jax.serving.settings import ModelInfo, ServeConfig
+
+log = logging.getLogger(__name__)
+LAST_WORDS = 5  # seconds that clients get to take what was sent to them before connections are cut
+ECHO = 0.5  # seconds within which the same signal once more is the same wish: timeout(1) sends every signal twice
+PATIENCE = 15.0  # seconds beyond the grace period in which the worker has to come back
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """A model that can be served; reading its weights and compiling are still to come."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """What HTTP has to know of it."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with the chat template."""
+        ...
+
+    def worker(self, progress: Callable[[str], None]) -> Worker:
+        """Load and compile, saying what is being done."""
+        ...
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything slow is done. Raises UserError for a port in use."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port={port} is not a port; it has to be 0 (any free one) to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise UserError(f"host={host} is not an address of this machine: {error.strerror}.") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"port {port} of {host} is in use by another program; stop that one, or give --port another number "
+                "(0 takes any free one)."
+            ) from None
+        raise UserError(f"cannot listen on port {port} of {host}: {error.strerror}.") from None
+    return listener
+
+
+class Http:
+    """uvicorn in a thread of its own, on a socket that is there already."""
+
+    def __init__(self, app: FastAPI, config: ServeConfig, listener: socket.socket):
+        self.url = f"{'https' if config.tls.cert else 'http'}://{_netloc(config.host, listener)}"
+        self._listener = listener
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            ssl_certfile=config.tls.cert,
+            ssl_keyfile=config.tls.key,
+            timeout_graceful_shutdown=LAST_WORDS,
+        )
+        try:
+            settings.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise UserError(
+                f"tls.cert={config.tls.cert} with tls.key={config.tls.key} cannot be used: {error}."
+            ) from None
+        self._server = uvicorn.Server(settings)
+        self._thread: threading.Thread | None = None
+
+    def start(self, ended: Callable[[], None]) -> None:
+        """Serve from now on; `ended` is called when that is over, whyever."""
+
+        def run() -> None:
+            try:
+                self._server.run(sockets=[self._listener])
+            except (Exception, SystemExit):
+                log.exception("HTTP has failed")
+            finally:
+                ended()
+
+        self._thread = threading.Thread(target=run, name="http", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close idle connections at once and the others when their last answer is sent; return when it is done."""
+        self._server.should_exit = True
+        assert self._thread is not None, "HTTP was never started"
+        self._thread.join(2 * LAST_WORDS)
+
+
+def _netloc(host: str, listener: socket.socket) -> str:
+    return f"[{host}]:{listener.getsockname()[1]}" if ":" in host else f"{host}:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def showing_progress() -> Iterator[Callable[[str], None]]:
+    """Says on standard error what is being done: one live line in a terminal, else a line each."""
+    console, began = Console(file=sys.stderr), time.monotonic()
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda what: print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+class Signal(NamedTuple):
+    """A signal that came, and when (time.monotonic)."""
+
+    number: int
+    when: float
+
+
+@dataclasses.dataclass
+class Process:
+    """What is running, and what happens to it."""
+
+    config: ServeConfig
+    service: Service
+    http: Http
+    happenings: queue.SimpleQueue[Signal | str] = dataclasses.field(default_factory=queue.SimpleQueue)
+    first_signal: Signal | None = None
+
+    def run(self, build: Callable[[Callable[[str], None]], Worker]) -> int:
+        """Serve until it is over; the exit code. Raises UserError if the model cannot be loaded."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: self.happenings.put(Signal(number, time.monotonic())))
+        self.http.start(ended=lambda: self.happenings.put("http"))
+        log.info("listening on %s; /ready says when the model is there", self.http.url)
+        with showing_progress() as progress:
+            self.service.start(lambda: build(progress))
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            is_ready = self._next() == "ready"
+        if is_ready:
+            self._announce()
+            while self._next() != "end":
+                pass
+        return self._finish()
+
+    def _watch(self) -> None:
+        if self.service.wait_ready():
+            self.happenings.put("ready")
+        self.service.wait()
+        self.happenings.put("end")
+
+    def _next(self) -> str:
+        """Deal with signals; what else happens next: "ready" or "end"."""
+        while True:
+            try:
+                what = self.happenings.get(timeout=self.config.limits.grace + PATIENCE if self.first_signal else None)
+            except queue.Empty:
+                log.error("the worker does not come back; leaving without it")
+                leave(1)
+            if what == "http":
+                log.error("HTTP is gone; nobody can be served any more")
+                self.service.drain(0.0)
+                return "end"
+            if isinstance(what, str):
+                return what
+            self._signal(what)
+
+    def _signal(self, signalled: Signal) -> None:
+        first, grace = self.first_signal, self.config.limits.grace
+        if first is None:
+            self.first_signal = signalled
+            self.service.drain(grace)
+            log.info("%s: finishing what runs, within %g s", signal.Signals(signalled.number).name, grace)
+        elif signalled.number != first.number or signalled.when - first.when > ECHO:
+            log.warning("second signal: leaving at once")
+            leave(128 + signalled.number)
+
+    def _announce(self) -> None:
+        names = ", ".join(profile.name for profile in self.config.profiles)
+        print(f"ready: {self.http.url} serves {self.config.name} ({names})", flush=True)
+
+    def _finish(self) -> int:
+        self.http.stop()
+        if isinstance(self.service.failure, UserError):
+            raise self.service.failure
+        return 0 if self.service.state == "stopped" and self.first_signal else 1
+
+
+def serve(config: ServeConfig, listener: socket.socket, opened: Opened) -> NoReturn:
+    """Serve a model until a signal or a failure, and exit."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("sla_jax").setLevel(logging.INFO)
+    slots = {profile.name: profile.slots for profile in config.profiles}
+    metrics = Metrics(slots)
+    metrics.watch_compiling()
+    service = Service(slots, config.limits, metrics)
+    app = create_app(service, opened.model, opened.tokenizer, config, metrics)
+    process = Process(config, service, Http(app, config, listener))
+    with _grpc(config, service, opened):
+        code = process.run(opened.worker)
+    if service.gone(1.0):
+        sys.exit(code)
+    leave(code)
+
+
+@contextlib.contextmanager
+def _grpc(config: ServeConfig, service: Service, opened: Opened) -> Iterator[None]:
+    """JetStream's gRPC service beside HTTP, if its port was given."""
+    if config.grpc_port is None:
+        yield
+        return
+    from sla_jax.serving.jetstream import serve_grpc
+
+    server = serve_grpc(service, opened.model, opened.tokenizer, config)
+    try:
+        yield
+    finally:
+        server.stop(float(LAST_WORDS))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit without waiting for threads: one may be inside a compiler or a device call that nothing can interrupt."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

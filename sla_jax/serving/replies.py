@@ -1,0 +1,203 @@
+"""What we answer, for /openapi.json; the tests hold every reply against these."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Reply(BaseModel):
+    """Exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorDetail(Reply):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Reply):
+    """Any status from 400 on."""
+
+    error: ErrorDetail
+
+
+class PromptDetails(Reply):
+    """`cached_tokens`: those of the prompt that did not have to be read again."""
+
+    cached_tokens: int
+
+
+class CompletionDetails(Reply):
+    """`explored_tokens`: all that the search has read."""
+
+    explored_tokens: int
+
+
+class Usage(Reply):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class Round(Reply):
+    """A round of the search: what it committed, and what it thought of it."""
+
+    round: int
+    score: float | None
+    margin: float | None
+    rewards: list[float | None]
+    token_ids: list[int]
+
+
+class TopLogprob(Reply):
+    """An alternative. `bytes` is null where a token is only part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of a chat's answer."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Reply):
+    """Log-probabilities in the style of chats."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(Reply):
+    """Log-probabilities in the style of completions."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class Choice(Reply):
+    """What the choices of completions and chats have in common. `abort`: somebody called /abort_request."""
+
+    index: int
+    finish_reason: Literal["stop", "length", "abort"]
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    search: list[Round] | None = None
+
+
+class TextChoice(Choice):
+    """A completion."""
+
+    text: str
+    logprobs: TextLogprobs | None
+
+
+class AssistantMessage(Reply):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Choice):
+    """A chat's answer."""
+
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class CompletionReply(Reply):
+    """POST /v1/completions without stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ChatReply(Reply):
+    """POST /v1/chat/completions without stream."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class RewardsReply(Reply):
+    """POST /v1/rewards."""
+
+    object: Literal["rewards"]
+    model: str
+    rewards: list[float | None]
+    token_ids: list[int]
+    mean: float | None
+    last: float | None
+    usage: Usage
+
+
+class ModelEntry(Reply):
+    """A model, or a model with one of its search profiles."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsReply(Reply):
+    """GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class StatusReply(Reply):
+    """GET /health and /ready."""
+
+    status: str
+
+
+class VersionReply(Reply):
+    """GET /version."""
+
+    version: str
+
+
+class TokenizeReply(Reply):
+    """POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeReply(Reply):
+    """POST /detokenize."""
+
+    prompt: str
+
+
+class AbortReply(Reply):
+    """POST /abort_request. `aborted` is false if nothing runs under that id (any more)."""
+
+    request_id: str
+    aborted: bool

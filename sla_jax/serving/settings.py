@@ -1,0 +1,174 @@
+"""What a server is told: the types behind configs/serve/*.yaml and serve.py's flags."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.sla import SLA
+from sla_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A search that the server compiles and offers, with its own slots. Slots are requests decoded at once."""
+
+    name: str
+    method: Literal["greedy", "sla"]
+    slots: int
+    width: int | None = None
+    chunk: int = 10
+    depth: int | None = None
+    branch_first: bool = False
+    early_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or ":" in self.name or "/" in self.name:
+            raise UserError(f"a profile is named {self.name!r}; a name is not empty and has no colon or slash.")
+        if not 1 <= self.slots <= 1024:
+            raise UserError(f"the profile {self.name} has slots={self.slots}; it has to be 1 to 1024.")
+        searching = (self.width, self.depth, self.branch_first, self.early_margin)
+        if self.method == "greedy" and searching != (None, None, False, None):
+            raise UserError(
+                f"the profile {self.name} is greedy; width, depth, branch_first and early_margin belong to method sla."
+            )
+        if self.method == "sla" and (self.width is None or self.depth is None):
+            raise UserError(f"the profile {self.name} needs width and depth: {{method: sla, width: 2, depth: 2, …}}.")
+        self.decoder()
+
+    def decoder(self) -> Greedy | SLA:
+        """The decoder that these settings name."""
+        if self.width is None or self.depth is None:
+            return Greedy(chunk=self.chunk)
+        return SLA(
+            width=self.width,
+            chunk=self.chunk,
+            depth=self.depth,
+            branch_first=self.branch_first,
+            early_margin=self.early_margin,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How many devices split the slots (data) and the heads (tensor)."""
+
+    data: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engines:
+    """What is compiled, and how much memory it may take."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Weights and cache; float32 on CPU and bfloat16 elsewhere unless said."""
+    mesh: MeshShape = MeshShape()
+    """Devices to use; their product has to be the number there is."""
+    context: int = 1024
+    """Longest prompt and answer together, in tokens."""
+    buckets: tuple[int, ...] = ()
+    """Cache lengths to compile for, ascending; short requests run in short ones. Empty: 256, 1024, … to the context."""
+    prefill_chunk: int = 64
+    """Prompts are read in pieces of this many tokens (a power of two), so that a long one never holds up the others."""
+    prefix_cache_mb: int = 256
+    """Memory for keys and values of recent prompts; a prompt that begins like one of them is read from there on."""
+    top_logprobs: int = 20
+    """Most alternatives that a request may ask for beside each token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is refused, dropped or cut off, and when."""
+
+    queue: int = 64
+    """Requests that may wait for a slot of one profile; more are answered with 503."""
+    body_bytes: int = 4 * 2**20
+    """Largest request body; more is answered with 413."""
+    timeout: float = 600.0
+    """Seconds that a request may take, waiting included."""
+    grace: float = 30.0
+    """Seconds that running requests get to finish after SIGTERM."""
+    choices: int = 16
+    """Most answers of one request: prompts times n."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Serve HTTPS."""
+
+    cert: Path | None = None
+    """PEM file of the certificate chain."""
+    key: Path | None = None
+    """PEM file of its private key."""
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise UserError("tls.cert and tls.key belong together; one of them is missing.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What to serve and how."""
+
+    checkpoint: str
+    """Directory made by convert.py or train.py."""
+    profiles: tuple[Profile, ...]
+    """The searches on offer; the first is the default."""
+    model: str | None = None
+    """The model's name in the API; the checkpoint directory's if not given."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = 8000
+    """0 takes a free port; the log says which."""
+    api_key: str | None = None
+    """Clients must send it (Authorization: Bearer KEY); $SLA_JAX_API_KEY works too and is not seen in `ps`."""
+    engine: Engines = Engines()
+    limits: Limits = Limits()
+    tls: Tls = Tls()
+    cors: tuple[str, ...] = ()
+    """Origins of web pages that may call this server; * for all."""
+    keep_alive: float = 15.0
+    """Seconds without text after which a stream gets a comment, so that proxies do not close it."""
+    log_prompts: bool = False
+    """Write prompts and answers to the log."""
+    grpc_port: int | None = None
+    """Also serve JetStream's gRPC Orchestrator there (needs the extra `jetstream`)."""
+    dry_run: bool = False
+    """Compile every profile, print what it needs, and exit."""
+    target: str | None = None
+    """With --dry-run: a slice that need not be there, as libtpu names it (v5e:2x4)."""
+
+    def __post_init__(self) -> None:
+        names = [profile.name for profile in self.profiles]
+        if not names:
+            raise UserError("there are no profiles; give at least {name: greedy, method: greedy, slots: 8}.")
+        if len(set(names)) < len(names):
+            raise UserError(f"two profiles have one name: {', '.join(names)}.")
+        if self.target and not self.dry_run:
+            raise UserError("--target names a machine to compile for; it goes with --dry-run.")
+
+    @property
+    def name(self) -> str:
+        """The model's name in the API."""
+        return self.model or Path(self.checkpoint).resolve().name
+
+    @property
+    def key(self) -> str | None:
+        """The API key, from the config or the environment."""
+        return self.api_key or os.environ.get("SLA_JAX_API_KEY") or None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What HTTP has to know of the model that the service runs."""
+
+    name: str
+    profiles: tuple[Profile, ...]
+    context: int  # prompt and answer together
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+    has_channel: bool
+    top_logprobs: int
+    created: int  # Unix seconds
