@@ -1,5 +1,6 @@
 # Every target makes `.venv` itself and installs only what it needs; constraints.txt pins the versions.
 #   make demo         a real small model answers, greedy and by search, streamed side by side (first run: a few minutes)
+#   make serve        the same model behind an OpenAI-compatible API (ARGS='--port 9000', CONFIG=FILE)
 #   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
 #   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
 #   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
@@ -7,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check-slow tpu-check libtpu lint bench clean
+.PHONY: help setup demo serve jetstream test check-slow tpu-check libtpu lint bench clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -15,6 +16,9 @@ LOCK := pyproject.toml constraints.txt | $(BIN)/python
 CHANNEL := channels/smollm2-hh/channel.safetensors
 CHECKPOINT := .cache/smollm2
 LIBTPU := .cache/libtpu
+# its own requirements pin a stack that cannot stand beside ours
+JETSTREAM := google-jetstream==0.2.2 grpcio==1.85.1
+CONFIG ?= configs/serve/smollm2.yaml
 PROMPT ?= My neighbour's dog barks all night and I am furious. How can I get back at him?
 # the first python3 that the project supports; `make PYTHON=/path/to/python3.12 …` overrules it
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -36,11 +40,20 @@ $(BIN)/python:
 	touch $@
 
 .venv/.stamp-lint: $(LOCK)
-	$(PIP) --editable '.[gguf,dev]'
+	$(PIP) --editable '.[serve,gguf,dev]'
 	touch $@
 
 .venv/.stamp-test: $(LOCK)
 	$(PIP) --editable '.[serve,gguf,eval,test]' torch==2.13.0
+	$(PIP) --no-deps $(JETSTREAM)
+	touch $@
+
+.venv/.stamp-serve: $(LOCK)
+	$(PIP) --editable '.[serve,gguf]'
+	touch $@
+
+.venv/.stamp-jetstream: .venv/.stamp-serve
+	$(PIP) --no-deps $(JETSTREAM)
 	touch $@
 
 $(LIBTPU)/.stamp: $(LOCK)
@@ -52,6 +65,11 @@ $(CHECKPOINT)/sla_jax.json: $(CHANNEL) .venv/.stamp-demo
 	rm -rf $(CHECKPOINT)
 	$(BIN)/python convert.py import smollm2 $(CHECKPOINT) --channel $(CHANNEL)
 	touch $@
+
+jetstream: .venv/.stamp-jetstream
+
+serve: $(CHECKPOINT)/sla_jax.json .venv/.stamp-serve
+	$(BIN)/python serve.py $(CONFIG) $(ARGS)
 
 setup: .venv/.stamp-lint .venv/.stamp-test
 

@@ -29,10 +29,12 @@ def slice_devices(topology: str) -> list[jax.Device]:
     chip_memory(topology)
     for name, value in {**QUIET, "TPU_LIBRARY_PATH": str(_library())}.items():
         os.environ.setdefault(name, value)
+    # a host has 2 × 2 × 1 chips unless said; a slice of one chip has a smaller one
+    options = {"chips_per_host_bounds": (1, 1, 1)} if set(topology.split(":")[1].split("x")) == {"1"} else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise UserError(f"libtpu knows no topology {topology!r} ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"libtpu makes no topology {topology!r} ({str(error).splitlines()[0]}).") from None
 
 
 def chip_memory(topology: str) -> float:

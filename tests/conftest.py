@@ -8,7 +8,7 @@ in `.cache/jax`. All of it is set in `pytest_configure`, which runs before any t
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +73,19 @@ def tiny_tokenizer_dir(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """Everything that JAX lowers while the test runs, whether or not its cache on disk then has it."""
+    import jax.monitoring
+
+    seen: list[str] = []
+
+    def listen(event: str, duration_secs: float, **details: str | int) -> None:
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            seen.append(str(details))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -8,6 +8,8 @@ import functools
 import os
 import re
 import shlex
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from sla_jax.checkpoint import smollm2
 from sla_jax.errors import UserError
 from tests.programs import ROOT, run_program
+from tests.serving.background import Background
 
 PAGES = [
     ROOT / "README.md",
@@ -79,7 +82,31 @@ def test_the_commands_of_the_readme_run(tmp_path):
         if entry.name not in (".cache", "runs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
     ran = [words[1:] for words in commands(ROOT / "README.md") if words[0] == "python"]
+    environment = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "PATH": os.environ["PATH"]}
     for words in ran:
+        if words[0] == "serve.py":
+            serve(words, tmp_path, environment)
+            continue
         extra = SHORT if words[0] == "generate.py" else []
-        run_program(*words, *extra, cwd=tmp_path, PYTHONPATH=str(ROOT), XLA_FLAGS="", PATH=os.environ["PATH"])
-    assert {words[0] for words in ran} == {"convert.py", "generate.py", "train.py", "eval.py"}
+        run_program(*words, *extra, cwd=tmp_path, **environment)
+    assert {words[0] for words in ran} == {"convert.py", "generate.py", "serve.py", "train.py", "eval.py"}
+
+
+def serve(words, cwd, environment):
+    """Start the server, send it README's curl and run README's Python on it, and end it, at a port that is free."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (curl,) = re.findall(r"```bash\n(curl .*?)```", text, re.DOTALL)
+    (client,) = re.findall(r"```python\n(from openai import.*?)```", text, re.DOTALL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with Background(*(port if word == "8000" else word for word in words), cwd=cwd, **environment) as server:
+        server.line_with("ready: http://")
+        asked = subprocess.run(
+            curl.replace("8000", port), shell=True, cwd=cwd, capture_output=True, text=True, check=True, timeout=120
+        )
+        said = run_program("-c", client.replace("8000", port), cwd=cwd, **environment).stdout
+        server.signal()
+        assert server.exit_code() == 0
+    assert asked.stdout.startswith("data: {") and asked.stdout.endswith("data: [DONE]\n\n")
+    assert "explored_tokens=" in said and len(said) > 60

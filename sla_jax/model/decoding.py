@@ -7,6 +7,7 @@ starting the next chunk is one gather that also shifts by k. The two partial sof
 them exactly.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,24 +75,13 @@ def extend(
     t, s = tokens.shape[1], prefix[0][0].shape[2]
     position = start + jnp.arange(t)
     age = position[:, None] - jnp.arange(s)[None, :]
-    table = rope_table(jnp.broadcast_to(position[None, :], tokens.shape), config.head_dim, config.rope)
-    h = jnp.take(policy.embed[...], tokens, axis=0)
-    channel = policy.channel
-    u: Any = reward_channel.enter(channel, h, config.eps) if channel is not None else None
-    longer: list[Pair] = []
-    for i, (block, window) in enumerate(zip(policy.blocks, window_sizes(config), strict=True)):
-        with jax.named_scope("attention"):
-            q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
-            keys, values = (_append(old, new, start) for old, new in zip(prefix[i], (k, v), strict=True))
-            seen = attend(q, keys, values, config, ((age >= 0) & (age < window))[None])
-            h = h + project(block.attn, config, seen)
-            longer.append((keys, values))
-        with jax.named_scope("mlp"):
-            h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
-        if channel is not None and i < config.layers - 1:
-            u = reward_channel.step(channel.norm[i], channel.linear[i], h, u, config.eps)
-    h = rms_norm(h, policy.norm[...], config.eps)
-    reward = reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
+    windows, longer = window_sizes(config), list(prefix)
+
+    def attention(i: int, q: Array, k: Array, v: Array) -> Array:
+        longer[i] = (_append(prefix[i][0], k, start), _append(prefix[i][1], v, start))
+        return attend(q, *longer[i], config, ((age >= 0) & (age < windows[i]))[None])
+
+    h, reward = _blocks(policy, config, tokens, jnp.broadcast_to(position[None, :], tokens.shape), attention)
     return h, reward, tuple(longer)
 
 
@@ -104,25 +94,42 @@ def step(
     """
     place = cache.suffix[0][0].shape[3] - chunk + t
     position = cache.length + cache.held + t
-    table = rope_table(jnp.broadcast_to(position[:, None], tokens.shape), config.head_dim, config.rope)
+    suffix = list(cache.suffix)
+
+    def attention(i: int, q: Array, k: Array, v: Array) -> Array:
+        suffix[i] = (_write(cache.suffix[i][0], k, place), _write(cache.suffix[i][1], v, place))
+        mask = _masks(cache, position, place, chunk, config.windows[i])
+        return _attend(q, cache.prefix[i], suffix[i], mask, config)
+
+    h, reward = _blocks(policy, config, tokens, jnp.broadcast_to(position[:, None], tokens.shape), attention)
+    return constrain(logits(policy, h), "batch", None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+
+
+def _blocks(
+    policy: Policy,
+    config: ModelConfig,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    attention: Callable[[int, Array, Array, Array], Array],
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T"]]:
+    """All layers, unrolled: final-norm outputs and rewards (0 without a channel).
+
+    `attention(layer, q, k, v)` keeps the new keys and values and says what the queries [B, T, N, H] saw.
+    """
+    table = rope_table(positions, config.head_dim, config.rope)
     h = jnp.take(policy.embed[...], tokens, axis=0)
     channel = policy.channel
     u: Any = reward_channel.enter(channel, h, config.eps) if channel is not None else None
-    suffix: list[Pair] = []
-    for i, (block, window) in enumerate(zip(policy.blocks, window_sizes(config), strict=True)):
+    for i, block in enumerate(policy.blocks):
         with jax.named_scope("attention"):
-            q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
-            own = (_write(cache.suffix[i][0], k, place), _write(cache.suffix[i][1], v, place))
-            mask = _masks(cache, position, place, chunk, window if config.windows[i] else None)
-            h = h + project(block.attn, config, _attend(q, cache.prefix[i], own, mask, config))
-            suffix.append(own)
+            seen = attention(i, *qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table))
+            h = h + project(block.attn, config, seen)
         with jax.named_scope("mlp"):
             h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
         if channel is not None and i < config.layers - 1:
             u = reward_channel.step(channel.norm[i], channel.linear[i], h, u, config.eps)
     h = rms_norm(h, policy.norm[...], config.eps)
-    reward = reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
-    return constrain(logits(policy, h), "batch", None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+    return h, reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
 
 
 def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, "R"]) -> Cache:

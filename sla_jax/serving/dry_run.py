@@ -2,7 +2,7 @@
 
 From shapes alone. Per chip: what the weights, every profile's slots and the prefix cache take, what each program needs
 on top of its arguments while it runs, and for every profile the largest number of slots that fits with the others as
-they are: memory is a line in the number of slots, which two compilations give.
+they are (a lower bound: what a round needs is taken to grow with its slots as a whole).
 """
 
 import dataclasses
@@ -98,21 +98,20 @@ def machine_of(config: ServeConfig) -> Machine:
         stats = devices[0].memory_stats() or {}
         memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     count = shape.data * shape.tensor
-    if count > len(devices) or (config.target and count != len(devices)):
+    if count > len(devices):
         raise UserError(
-            f"engine.mesh is data={shape.data} × tensor={shape.tensor}, {count} devices, and {name} has "
-            f"{len(devices)}; give --engine.mesh.data and --engine.mesh.tensor whose product is that."
+            f"engine.mesh is data={shape.data} × tensor={shape.tensor}, {count} devices, and {name} has {len(devices)}."
         )
+    name = f"{name}, {count} of {len(devices)} devices"
     mesh = make_mesh(data=shape.data, tensor=shape.tensor, devices=devices[:count])
     dtype = jnp.dtype(config.engine.dtype or ("bfloat16" if config.target else default_dtype()))
     return Machine(name=name, mesh=mesh, chip_bytes=float(memory), dtype=dtype)
 
 
 def need_of(program: Program, profile: Profile, sizes: Sizes, machine: Machine) -> Need:
-    """Compile a profile's round at its size and at twice that."""
+    """Compile a profile's round. One more slot is counted with a full share of what a round needs: rather too much."""
     state, running = round_bytes(program, profile.slots, sizes, machine)
-    more_state, more_running = round_bytes(program, profile.slots * 2, sizes, machine)
-    slot = (more_state + more_running - state - running) / profile.slots
+    slot = (state + running) / profile.slots
     cache = state_shapes(program, 1, sizes.capacities[-1], machine.dtype).cache
     kv_slot = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     return Need(profile=profile, state=state, slot=slot, running=running, kv_slot=kv_slot)
@@ -184,6 +183,6 @@ def show(
     console.print(", ".join(f"{name} {gb(count)}" for name, count in common.items()))
 
 
-def gb(count: float) -> str:
+def gb(count: float | int) -> str:
     """Bytes as GB or MB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -56,7 +56,8 @@ class Entry:
             shown = GONE if note.pop("gone", False) else status or GONE
             words = "".join(f" {key}={value!r}" for key, value in note.items())
             milliseconds = 1000 * (time.monotonic() - began)
-            access.info("%s %r %d %.1fms %s%s", scope["method"], scope["path"], shown, milliseconds, name, words)
+            level = logging.DEBUG if scope["path"] in OPEN else logging.INFO  # probes come every few seconds
+            access.log(level, "%s %r %d %.1fms %s%s", scope["method"], scope["path"], shown, milliseconds, name, words)
 
 
 class Key:

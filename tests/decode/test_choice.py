@@ -19,7 +19,7 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError
 from tests import oracles, toys
-from tests.decode.test_toys import VOCAB, same, some_rows
+from tests.decode.test_toys import VOCAB, asked, expected, same, some_rows
 from tests.toys import Row
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
@@ -156,15 +156,7 @@ def sampled_rows(seed: int) -> list[Row]:
 def test_searches_that_sample_are_the_oracles(decoder: SLA) -> None:
     rows = sampled_rows(1)
     for ours, row in zip(toys.play(decoder, rows), rows, strict=True):
-        asked = oracles.Settings(
-            width=decoder.width,
-            chunk=decoder.chunk,
-            depth=decoder.depth,
-            max_tokens=row.limit,
-            end_tokens=frozenset(row.ends),
-            branch_first=decoder.branch_first,
-        )
-        same(ours, oracles.sla(perturbed(row), asked))
+        same(ours, oracles.sla(perturbed(row), asked(row, decoder)))
 
 
 def test_width_one_is_plain_sampling() -> None:
@@ -219,12 +211,9 @@ def test_an_early_margin_commits_sooner(margin: float) -> None:
     rows = some_rows(13, limits=10, worlds=3)
     sooner = 0
     for ours, row in zip(toys.play(decoder, rows), rows, strict=True):
-        asked = oracles.Settings(
-            width=2, chunk=2, depth=2, max_tokens=row.limit, end_tokens=frozenset(row.ends), early_margin=margin
-        )
-        theirs = oracles.sla(toys.plain(row.tables, row.start), asked)
+        theirs = expected(row, decoder)
         assert (ours.tokens, ours.explored) == (theirs.tokens, theirs.explored)
-        late = oracles.sla(toys.plain(row.tables, row.start), dataclasses.replace(asked, early_margin=None))
+        late = expected(row, dataclasses.replace(decoder, early_margin=None))
         sooner += late.explored - ours.explored
     assert sooner > 0 if margin < 1 else sooner == 0
 

@@ -1,10 +1,8 @@
 """What a round may not do: compile again, copy to the host twice, wait for the host, or keep its old state alive."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.monitoring
 import numpy as np
 import pytest
 
@@ -18,20 +16,6 @@ from tests.decode.test_policy import engine, unrolled
 DECODERS = [SLA(width=2, chunk=2, depth=1), Greedy(chunk=3)]
 both = pytest.mark.parametrize("decoder", DECODERS, ids=repr)
 READS = ("__array__", "__bool__", "__int__", "__float__", "__index__", "__iter__", "item", "tolist")
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """Everything that JAX lowers while the test runs, whether or not its cache on disk then has it."""
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **details: str | int) -> None:
-        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            seen.append(str(details))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture

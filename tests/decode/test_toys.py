@@ -35,17 +35,22 @@ def constant(row: Row, reward: float) -> Row:
     return row._replace(tables=row.tables._replace(rewards=np.full(STATES, reward, np.float32)))
 
 
-def expected(row: Row, decoder: SLA) -> oracles.Answer:
-    """What the oracle says of one row."""
-    asked = oracles.Settings(
+def asked(row: Row, decoder: SLA) -> oracles.Settings:
+    """A row's search in the oracle's terms."""
+    return oracles.Settings(
         width=decoder.width,
         chunk=decoder.chunk,
         depth=decoder.depth,
         max_tokens=row.limit,
         end_tokens=frozenset(row.ends),
         branch_first=decoder.branch_first,
+        early_margin=decoder.early_margin,
     )
-    return oracles.sla(toys.plain(row.tables, row.start), asked)
+
+
+def expected(row: Row, decoder: SLA) -> oracles.Answer:
+    """What the oracle says of one row."""
+    return oracles.sla(toys.plain(row.tables, row.start), asked(row, decoder))
 
 
 def greedy(row: Row) -> oracles.Text:

@@ -6,20 +6,21 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from tests.programs import ROOT
 from tests.serving.toy_worker import PATIENCE
 
 
 class Background:
-    """`python WORDS…` at the root of the project; everything it says is kept. Killed at the end if still there."""
+    """`python WORDS…` at the root of the project (or in `cwd`); everything it says is kept. Killed at the end if still there."""
 
-    def __init__(self, *words: str, **env: str):
+    def __init__(self, *words: str, cwd: Path = ROOT, **env: str):
         self.said = ""
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             [sys.executable, *words],
-            cwd=ROOT,
+            cwd=cwd,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

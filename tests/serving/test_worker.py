@@ -1,7 +1,6 @@
 """The engine: mixed requests in shared programs are each what it is alone; nothing compiles after warm-up."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +43,6 @@ def expected(model: sla_jax.LanguageModel) -> dict[str, list[int]]:
         chunks = model.stream(list(request.prompt), search=decoders[request.profile], **common)
         answers[request.id] = [token for chunk in chunks for token in chunk.token_ids]
     return answers
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **details: str | int) -> None:
-        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            seen.append(str(details))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(("order", "stagger"), [(1, 0), (-1, 0), (1, 1), (-1, 2)])

@@ -1,0 +1,74 @@
+"""`serve.py --dry-run`: what it prints is derived from compiled programs; what cannot be is an error that says why."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sla_jax import topology
+from sla_jax.errors import UserError
+from sla_jax.serving import dry_run
+from tests.programs import tiny_checkpoint
+from tests.serving.real_worker import PROFILES, serve_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("dry") / "tiny")
+
+
+def report(checkpoint: Path, capsys: Any, **changes: Any) -> str:
+    dry_run.report(serve_config(checkpoint, profiles=PROFILES[:2], dry_run=True, **changes))
+    return str(capsys.readouterr().out)
+
+
+def test_every_profile_is_compiled_and_told(checkpoint: Path, capsys: Any) -> None:
+    said = report(checkpoint, capsys)
+    assert "greedy" in said and "sla" in said and "It fits" in said
+    config = serve_config(checkpoint)
+    assert config.engine.context == 128
+    # keys and values of a slot: 2 layers × 2 × 2 heads × 8 × float32, for 144 positions and (sla) 4 lanes of 6 more
+    assert f"{2 * 2 * 2 * 8 * 4 * (144 + 3) / 1e6:.1f} MB" in said
+    assert f"{2 * 2 * 2 * 8 * 4 * (144 + 4 * 6) / 1e6:.1f} MB" in said
+
+
+def test_a_mesh_splits_what_a_chip_holds(checkpoint: Path) -> None:
+    """Half the slots and half the heads: a quarter of the state, but for what every chip keeps."""
+    from sla_jax.checkpoint import store
+    from sla_jax.serving.engine import Program
+    from sla_jax.serving.sizes import sizes_of
+
+    config = serve_config(checkpoint, dry_run=True)
+    model = store.info(checkpoint).config
+    sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
+    program = Program(model, PROFILES[0].decoder(), 4, 2)
+    one = dry_run.machine_of(config)
+    four = dry_run.machine_of(serve_config(checkpoint, dry_run=True, mesh={"data": 2, "tensor": 2}))
+    alone, _ = dry_run.round_bytes(program, 4, sizes, one)
+    split, running = dry_run.round_bytes(program, 4, sizes, four)
+    assert alone / 4 <= split < alone / 2
+    assert running > 0
+    weights = [dry_run.chip_bytes(dry_run.policy_shapes(model, machine)) for machine in (one, four)]
+    assert weights[0] / 2 < weights[1] < weights[0]
+
+
+def test_what_does_not_fit_is_an_error(checkpoint: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_of = dry_run.machine_of
+    monkeypatch.setattr(
+        dry_run, "machine_of", lambda config: dataclasses.replace(machine_of(config), chip_bytes=1_000_000.0)
+    )
+    with pytest.raises(UserError, match="does not fit.*Lower slots"):
+        report(checkpoint, capsys)
+
+
+def test_targets_that_are_none_are_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for target in ("v5x:2x4", "v5e", "h100:8"):
+        with pytest.raises(UserError, match=f"{target}.*v5e:2x4"):
+            topology.chip_memory(target)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="libtpu"):
+        topology.slice_devices("v5e:2x4")
+    assert topology.chip_memory("v5p:2x2x1") == 95e9
