@@ -25,7 +25,7 @@ from sla_jax.errors import nearest
 from sla_jax.serving.answer import Answer, Piece
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.request import Answer as Hear
-from sla_jax.serving.request import Event, Inspected, Inspection, Request, Sink
+from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request, Sink
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
 from sla_jax.text import PreTrainedTokenizerBase, TextStream, chat_ids
 
@@ -67,8 +67,8 @@ class Backend(Protocol):
         """Places in a queue. Raises Overloaded, Unavailable."""
         ...
 
-    def cancel(self, request_id: str) -> bool:
-        """Ask for an end."""
+    def cancel(self, request_id: str, finish: Finish = "abort") -> bool:
+        """Ask for an end, and say which."""
         ...
 
 
@@ -140,7 +140,7 @@ class Run:
             if piece.finish:
                 name = self._open.pop(index)
                 if event.finish is None:
-                    self._gateway.service.cancel(name)
+                    self._gateway.service.cancel(name, "stop")
                 elif failure := ended(event.finish, event.error):
                     raise failure
             return piece

@@ -45,7 +45,7 @@ class Event(NamedTuple):
     repeated: int = 0
     rewards: list[float] = []
     logprobs: list[float] = []
-    tops: list[Top] = []
+    tops: list[Top] = []  # one a token, empty for a request that wants none
     round: int | None = None
     score: float | None = None
     margin: float | None = None

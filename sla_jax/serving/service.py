@@ -71,7 +71,7 @@ class Service:
         self._scheduler = Scheduler(profiles, limits.queue)
         self._state: State = "starting"
         self._news = threading.Condition()  # guards the scheduler, the state and the two below
-        self._cancelled: set[str] = set()
+        self._cancelled: dict[str, Finish] = {}  # by request: how it is to end
         self._drain_until: float | None = None
         self._begun = threading.Event()  # the state is not "starting" any more
         self._ended = threading.Event()
@@ -118,12 +118,12 @@ class Service:
             self._show_load(profile)
         return Ticket(self, profile, count)
 
-    def cancel(self, request_id: str) -> bool:
+    def cancel(self, request_id: str, finish: Finish = "abort") -> bool:
         """Ask for an end, which comes as an event. False: no such request (any more)."""
         with self._news:
             known = request_id in self._scheduler.jobs
             if known:
-                self._cancelled.add(request_id)
+                self._cancelled[request_id] = finish
                 self._news.notify()
         return known
 
@@ -244,7 +244,7 @@ class Service:
         now = self._clock()
         with self._news:
             jobs = self._scheduler.jobs
-            over: list[tuple[Job, Finish]] = [(jobs[name], "abort") for name in self._cancelled if name in jobs]
+            over = [(jobs[name], finish) for name, finish in self._cancelled.items() if name in jobs]
             over += [(job, "timeout") for job in self._scheduler.overdue(now) if job.id not in self._cancelled]
             if self._drain_until is not None and self._drain_until <= now:
                 over = [(job, "abort") for job in jobs.values()]

@@ -189,7 +189,7 @@ class Rounds:
             repeated=1 if first else 0,
             rewards=round_.rewards,
             logprobs=round_.logprobs,
-            tops=_cut(round_.tops, request),
+            tops=_cut(round_.tops or [[]] * len(round_.tokens), request),
             score=round_.score,
             margin=round_.margin,
             alive=round_.alive,
@@ -199,7 +199,8 @@ class Rounds:
 
 
 def _cut(tops: list[list[tuple[int, float]]], request: Request) -> list[list[tuple[int, float]]]:
-    return [top[: request.top_logprobs] for top in tops] if request.top_logprobs else []
+    """As many alternatives beside each token as were asked for."""
+    return [top[: request.top_logprobs] for top in tops]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

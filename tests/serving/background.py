@@ -13,7 +13,7 @@ from tests.serving.toy_worker import PATIENCE
 
 
 class Background:
-    """`python WORDS…` at the root of the project (or in `cwd`); everything it says is kept. Killed at the end if still there."""
+    """`python WORDS…` in the project (or in `cwd`); everything it says is kept. Killed at the end if still there."""
 
     def __init__(self, *words: str, cwd: Path = ROOT, **env: str):
         self.said = ""

@@ -104,7 +104,7 @@ class FakeService:
         self.reserved += count
         return FakeTicket(self, count)
 
-    def cancel(self, request_id: str) -> bool:
+    def cancel(self, request_id: str, finish: str = "abort") -> bool:
         self.cancelled.append(request_id)
         stop, check = self._running.get(request_id), self._checks.pop(request_id, None)
         if stop is not None:

@@ -91,7 +91,7 @@ class Scripted:
         count = len(inspection.tokens)
         answer(Inspected([float(i) for i in range(count)], [None] * count, [[]] * count))
 
-    def cancel(self, request_id: str) -> bool:
+    def cancel(self, request_id: str, finish: str = "abort") -> bool:
         self.cancelled.append(request_id)
         self.on_cancel()
         return True

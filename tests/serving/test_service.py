@@ -82,6 +82,17 @@ def test_several_short_prompts_need_not_wait_for_a_round_each():
     assert "round" not in log[second : len(log) - log[::-1].index("insert")]
 
 
+def test_an_answer_that_is_cut_off_on_purpose_counts_as_it_is_told_to():
+    """HTTP ends an answer at a stop string; that is no abort."""
+    with House(slots={"greedy": 1}) as house:
+        runner = house.open("runner", tokens=FOREVER)
+        assert runner.started.wait(PATIENCE)
+        assert house.service.cancel("runner", "stop")
+        runner.wait()
+    assert runner.events[-1].finish == "stop"
+    assert house.ask("sla_jax_requests_total", profile="greedy", outcome="stop") == 1
+
+
 def test_a_freed_slot_goes_to_the_next_at_once_and_stale_results_go_to_nobody():
     with House(slots={"greedy": 1}) as house:
         old = house.open("old", tokens=FOREVER)

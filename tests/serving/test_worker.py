@@ -69,13 +69,12 @@ def test_first_tokens_come_with_the_prompt_and_rounds_repeat_them(worker: Worker
         first, *rounds = driver.events[request.id]
         branched = request.profile == "branched"
         if not branched:
-            assert len(first.tokens) == 1 and first.rewards == [] and first.round is None
+            assert len(first.tokens) == len(first.tops) == 1 and first.rewards == [] and first.round is None
         committing = [event for event in rounds if event.tokens]
         assert [event.repeated for event in committing] == [0 if branched else 1, *[0] * (len(committing) - 1)]
         for event in committing:
             assert len(event.tokens) == len(event.rewards) == len(event.logprobs)
-            assert [len(top) for top in event.tops] == [request.top_logprobs] * (len(event.tokens) if event.tops else 0)
-            assert bool(event.tops) == bool(request.top_logprobs)
+            assert [len(top) for top in event.tops] == [request.top_logprobs] * len(event.tokens)
             assert event.score is not None
         assert [event.finish for event in rounds][:-1] == [None] * (len(rounds) - 1)
         tokens = answer(driver.events[request.id])
