@@ -46,8 +46,8 @@ def test_rounds_and_plain_steps_are_timed_in_turns(config: Any) -> None:
     rounds = timing.Rounds(engine(config), policy, SLA(width=2, chunk=2, depth=1), [PROMPT], rounds=2)
     seconds = timing.turns({"sla": rounds, "plain": timing.Plain(policy, config, rounds)}, repeats=2)
     assert all(value > 0 for value in seconds.values()) and rounds.capacity == 64
-    live = np.asarray(rounds.state.live)
-    assert live.all(), "the steady state has every lane alive"
+    kept = np.asarray(rounds.state.live & ~rounds.state.finished)
+    assert kept.sum() == 4 // 2, "the steady state has every lane alive: what a round keeps fills them all again"
 
 
 def test_the_floor_counts_weights_once_and_products_for_every_lane(config: Any) -> None:

@@ -34,7 +34,7 @@ from sla_jax.serving.wire import Work, send_json
 Pieces = AsyncIterator[Piece]
 STRING = {"schema": {"type": "string"}}
 PLAIN = {"application/json": {}, "text/plain": STRING}
-EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": STRING}, "description": "Streamed."}}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}, "description": "Streamed."}}
 
 
 def router(gateway: Gateway) -> APIRouter:
