@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sla_jax.decode.greedy import Greedy
-from sla_jax.decode.program import Program, bucket, check_prompt
+from sla_jax.decode.program import Program, bucket, check_biases, check_prompt
 from sla_jax.decode.result import Round
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
@@ -153,6 +153,8 @@ class LanguageModel:
     ) -> tuple[Program, Any]:
         for prompt, limit in zip(prompts, limits, strict=True):
             check_prompt(prompt, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
+        for sampling in samplings:
+            check_biases(sampling, vocabulary=self.config.vocab_size)
         if decoder.needs_rewards:
             self._require_channel("look-ahead search")
         if decoder not in self._programs:

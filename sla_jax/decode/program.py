@@ -137,6 +137,13 @@ def check_prompt(prompt: Sequence[int], max_tokens: int, *, context: int, vocabu
         )
 
 
+def check_biases(sampling: Sampling, *, vocabulary: int) -> None:
+    """Raise UserError if logit_bias names a token that does not exist."""
+    for token, _ in sampling.logit_bias:
+        if token >= vocabulary:
+            raise UserError(f"logit_bias names the token {token}; this model's tokens are 0 to {vocabulary - 1}.")
+
+
 def prompt_arrays(
     prompts: Sequence[Sequence[int]], limits: Sequence[int], ends: Sequence[int], samplings: Sequence[Sampling]
 ) -> Prompts:

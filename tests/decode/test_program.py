@@ -8,6 +8,7 @@ import pytest
 
 from sla_jax.decode import program as programs
 from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError
 from tests import families, toys
@@ -118,3 +119,9 @@ def test_requests_that_cannot_be_answered_are_refused(prompt: list[int], max_tok
     with pytest.raises(UserError, match=f"(?s){said}"):
         programs.check_prompt(prompt, max_tokens, context=100, vocabulary=61)
     programs.check_prompt([0, 60], 98, context=100, vocabulary=61)
+
+
+def test_a_bias_on_a_token_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="61.*0 to 60"):
+        programs.check_biases(Sampling(logit_bias=((3, 1.0), (61, 1.0))), vocabulary=61)
+    programs.check_biases(Sampling(logit_bias=((60, 1.0),)), vocabulary=61)
