@@ -162,15 +162,18 @@ def show(found: "Info") -> None:
 def facts(found: "Info", sizes: dict[str, int]) -> dict[str, str]:
     """What `inspect` prints first, by label."""
     total = sum(sizes.values())
-    channel = sum(size for name, size in sizes.items() if name.startswith("channel."))
+    channel, score = (sum(sizes[name] for name in sizes if name.startswith(part)) for part in ("channel.", "score."))
     size = sum(sizes[name] * param.dtype.itemsize for name, param in found.params.items())
-    config = {name: value for name, value in dataclasses.asdict(found.config).items() if name != "channel"}
+    config = {
+        name: value for name, value in dataclasses.asdict(found.config).items() if name not in ("channel", "score")
+    }
     config["windows"] = sorted({str(window) for window in config["windows"]})
     return {
         "checkpoint": str(found.dir),
         "architecture": ", ".join(found.raw_config["architectures"]),
         "parameters": f"{total:,} as {found.dtype} ({size / 1e6:,.1f} MB)",
         "channel": f"{channel:,} parameters, {found.config.channel}" if found.config.channel else "none",
+        "score head": f"{score:,} parameters, {found.config.score}" if found.config.score else "none",
         **{f"config: {name}": str(value) for name, value in config.items()},
         **{f"provenance: {name}": str(value) for name, value in found.provenance.items()},
     }

@@ -7,12 +7,18 @@ differs if any token does. `none` is the search itself, which commits early only
 """
 
 import argparse
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import sla_jax
 from benchmarks.report import markdown, show
 from sla_jax.errors import front_door
-from sla_jax.training.data import read_files
+from sla_jax.training.data import load_examples
+from sla_jax.training.data_config import DataConfig
+
+LONGEST = 192  # tokens of a prompt
 
 
 class Answer(NamedTuple):
@@ -36,8 +42,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     sla_jax.use_compilation_cache()
     model = sla_jax.load(options.checkpoint)
-    pairs = read_files(tuple(options.data), options.split, "raise").pairs
-    prompts = [ids for pair in pairs if len(ids := model.prompt_ids(pair.messages)) <= 192][: options.prompts]
+    prompts = prompts_of(options, model.config.max_positions)
     width, chunk, depth = options.search
     answers: dict[float | None, list[Answer]] = {}
     for margin in (None, *options.margins):
@@ -47,6 +52,28 @@ def main(argv: list[str]) -> None:
     rows = [row(margin, found, answers[None]) for margin, found in answers.items()]
     show(title, rows)
     print(markdown(title, rows))
+
+
+def prompts_of(options: argparse.Namespace, max_positions: int) -> list[list[int]]:
+    """The first short prompts of the pairs."""
+    examples = load_examples(
+        DataConfig(
+            files=tuple(options.data),
+            split=options.split,
+            heldout=0,
+            max_length=max_positions,
+            cache=None,
+            max_prompt_length=max_positions // 2,
+        ),
+        "pairs",
+        Path(options.checkpoint),
+        max_positions=max_positions,
+        seed=0,
+        progress=lambda done, total: None,
+        say=print,
+    )
+    short = np.flatnonzero(examples.prompt_lengths <= LONGEST)[: options.prompts]
+    return [examples[int(i)].prompt.tolist() for i in short]
 
 
 def answer(model: Any, prompt: list[int], search: Any, max_tokens: int) -> Answer:

@@ -19,10 +19,13 @@ from sla_jax.model.policy import Policy
 Task = Callable[[], float]  # one turn: seconds per step
 
 
-def turns(tasks: Mapping[str, Task], repeats: int) -> dict[str, float]:
-    """Run every task once a turn, `repeats` turns; each task's median seconds per step."""
+def turns(tasks: Mapping[str, Task], repeats: int, limit: float = math.inf) -> dict[str, float]:
+    """Run every task once a turn, `repeats` turns, none begun after `limit` seconds; medians of seconds per step."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for turn in range(repeats):
+        if turn and time.perf_counter() - began > limit:
+            break
         for name, task in tasks.items():
             seconds[name].append(task())
     return {name: statistics.median(values) for name, values in seconds.items()}

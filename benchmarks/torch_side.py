@@ -1,6 +1,7 @@
 """The same weights in transformers + torch, float32: what the JAX model is compared with, in numbers and in speed."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ def build(directory: Path, policy: Policy, config: ModelConfig) -> tuple[Any, We
 
 @torch.no_grad()
 def read(model: Any, channel: Weights, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [T, V] and rewards [T] of one text (channel as in ALGORITHMS: u_i = silu(W norm[h; u]) + u)."""
+    """Logits [T, V] and rewards [T] of one text."""
     out = model(input_ids=torch.tensor([tokens]), output_hidden_states=True, use_cache=False)
-    states, eps = out.hidden_states, model.config.rms_norm_eps
+    rewards = channel_rewards(out.hidden_states, channel, model.config.rms_norm_eps)
+    return out.logits[0].numpy(), rewards[0].numpy()
+
+
+def channel_rewards(states: Sequence[torch.Tensor], channel: Weights, eps: float) -> torch.Tensor:
+    """L+1 hidden states [..., D] → rewards [...] (channel as in ALGORITHMS: u_i = silu(W norm[h; u]) + u)."""
     silu = torch.nn.functional.silu
 
     def layer(i: int, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +53,7 @@ def read(model: Any, channel: Weights, tokens: list[int]) -> tuple[np.ndarray, n
     names = sorted(name for name in channel if name.startswith("sr_head."))
     for i, name in enumerate(names):
         x = (silu(x) if i else x) @ channel[name].T
-    return out.logits[0].numpy(), x[0, :, 0].numpy()
+    return x[..., 0]
 
 
 class Greedy:

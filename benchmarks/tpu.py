@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks.report import ROOT, markdown, show, write_json, write_page
@@ -39,13 +38,15 @@ from sla_jax.loading import engine
 from sla_jax.model import decoding
 from sla_jax.model.axes import policy_shardings
 from sla_jax.model.config import ModelConfig
-from sla_jax.model.policy import init_channel, init_policy, param_paths, unstack, without_channel
-from sla_jax.sharding import SERVE, TRAIN, Rules, make_mesh, named
+from sla_jax.model.policy import init_policy, param_paths, unstack, without_channel
+from sla_jax.sharding import SERVE, Rules, make_mesh, named
 from sla_jax.topology import chip_memory, slice_devices
-from sla_jax.training.batches import TokenPair, TokenPairs
-from sla_jax.training.config import LossConfig, OptimizerConfig
-from sla_jax.training.features import TokenSource
-from sla_jax.training.step import PAIR_AXES, init_state, jit_train_step, make_optimizer, stack_microbatches
+from sla_jax.training import dry_run, order
+from sla_jax.training.batch import Shapes
+from sla_jax.training.config import ChannelOptions, DataConfig, FeaturesConfig, OptimizerConfig, TrainConfig
+from sla_jax.training.setup import make_plan
+from sla_jax.training.state import make_optimizer
+from sla_jax.training.step import jit_train_step
 
 HBM = chip_memory("v5e:2x4")
 LIMITS = {8: 1.06, 64: 1.15}  # lanes → how many times greedy's bytes a step at prefix 2048 may access
@@ -175,18 +176,22 @@ def compile_prefill(config: ModelConfig, mesh: Mesh, prefix: int) -> Cell:
 
 def compile_training(config: ModelConfig, mesh: Mesh, options: Options) -> Cell:
     """One optimizer step of the channel on a frozen policy: float32 channel, bfloat16 policy, packed pairs."""
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    key = jax.random.key(0)
-    state = replicated(mesh, jax.eval_shape(lambda: init_state(init_channel(config, key), optimizer)))
-    policy = policy_shapes(without_channel(config), mesh, TRAIN, unrolled=False)
-    third = np.zeros(options.train_length // 3, np.int32)
-    pairs = TokenPairs([TokenPair(third, third, third)] * options.pairs, 0, 0)
-    batch = stack_microbatches([TokenSource(pairs).batch(np.arange(options.pairs))])
-    split = jax.NamedSharding(mesh, jax.P(None, PAIR_AXES))
-    batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split), batch)
-    jitted: Any = jit_train_step(config, LossConfig(), optimizer)
+    assert config.channel is not None
+    base, third = without_channel(config), options.train_length // 3
+    run = TrainConfig(
+        data=DataConfig(generated=options.pairs, max_length=options.train_length, max_prompt_length=third),
+        channel=ChannelOptions(width=config.channel.width),
+        optimizer=OptimizerConfig(batch_size=options.pairs),
+        features=FeaturesConfig(mode="recompute"),
+        dtype="bfloat16",
+    )
+    plan = make_plan(run, base, "tpu")
+    shapes = Shapes(options.train_length, order.token_bucket(options.pairs // 8 * 2 * third), order.bucket(third))
+    shaped = dry_run.arguments(run, plan, base, shapes, mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, shaped.state)
+    jitted = jit_train_step(plan, make_optimizer(run.optimizer, run.policy, dry_run.STEPS), layout)
     name = f"training · {options.pairs} pairs of {options.train_length} tokens"
-    return {"kind": "training"} | compiled(name, mesh, jitted, (state, policy, batch))
+    return {"kind": "training"} | compiled(name, mesh, jitted, shaped)
 
 
 def compiled(name: str, mesh: Mesh, jitted: Any, arguments: tuple[Any, ...]) -> Cell:

@@ -82,10 +82,14 @@ def load_yaml(cls: type[T], path: str | Path) -> T:
 
 def dump_yaml(config: Any, path: str | Path) -> None:
     """Write every field of a configuration, defaults too; `load_yaml` reads an equal one back. Atomic."""
-    text = yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     scratch = Path(f"{path}.partial")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_text(as_yaml(config), encoding="utf-8")
     os.replace(scratch, path)
+
+
+def as_yaml(config: Any) -> str:
+    """Every field of a configuration as YAML, defaults too."""
+    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # ---- YAML, version 1.2 ----

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from sla_jax.checkpoint import store
 from sla_jax.decode.program import Engine
 from sla_jax.decode.steps import Steps
+from sla_jax.errors import UserError
 from sla_jax.model import decoding
 from sla_jax.model.axes import param_shardings, policy_shardings
 from sla_jax.model.config import ModelConfig
@@ -32,10 +33,14 @@ class Loaded(NamedTuple):
     end_tokens: tuple[int, ...]
 
 
-def load_model(directory: Path, *, dtype: Any = None, mesh: Mesh | None = None) -> Loaded:
-    """Load a checkpoint for decoding, on the first device or laid out over `mesh` by the SERVE rules."""
+def load_model(directory: Path, *, dtype: Any = None, mesh: Mesh | None = None, generates: bool = True) -> Loaded:
+    """Load a checkpoint for decoding, on the first device or laid out over `mesh` by the SERVE rules.
+
+    A reward model raises UserError unless `generates` is False: then the policy is only read, to score answers."""
     tokenizer = load_tokenizer(directory)
     config = store.info(directory).config
+    if generates:
+        check_generates(config)
     shardings = param_shardings(config, mesh, SERVE) if mesh is not None else None
     checkpoint = store.load(directory, dtype=dtype or default_dtype(), shardings=shardings)
     layout = None
@@ -43,6 +48,16 @@ def load_model(directory: Path, *, dtype: Any = None, mesh: Mesh | None = None) 
         layout = policy_shardings(jax.eval_shape(unstack, checkpoint.policy), mesh, SERVE)
     policy = jax.jit(unstack, out_shardings=layout)(checkpoint.policy)
     return Loaded(policy, config, tokenizer, tuple(end_tokens(directory, tokenizer)))
+
+
+def check_generates(config: ModelConfig) -> None:
+    """Raise UserError for a reward model: it has no LM head."""
+    if config.score is not None:
+        raise UserError(
+            f"this checkpoint is a reward model: it has a score head (outputs: {config.score.outputs}) and no LM head, "
+            "so it scores answers and cannot generate them. Give the checkpoint of a language model; docs/training.md "
+            "says what a reward model is for."
+        )
 
 
 def default_dtype() -> Any:
@@ -67,7 +82,8 @@ def use_compilation_cache() -> None:
 
 
 def engine(config: ModelConfig) -> Engine:
-    """Bind a model to what decoders ask of one."""
+    """Bind a model to what decoders ask of one. Raises UserError for a reward model."""
+    check_generates(config)
 
     def prefill(params: Policy, prompts: jax.Array, lengths: jax.Array, decoder: Any, capacity: int) -> Any:
         sizes = {"lanes": decoder.lanes, "capacity": capacity, "held": decoder.held}

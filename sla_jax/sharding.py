@@ -8,16 +8,23 @@ Without a mesh in force (`jax.set_mesh`) the same code runs on one device.
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sla_jax.errors import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor")
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-TRAIN: Rules = {"embed": "fsdp", "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": None}
+TRAIN: Rules = {"embed": "fsdp", "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": "tensor"}
 SERVE: Rules = {"embed": None, "heads": "tensor", "ffn": "tensor", "vocab": "tensor", "channel": None}
-ACTIVATIONS: Rules = {"batch": ("data", "fsdp"), "heads": "tensor", "ffn": "tensor", "vocab": "tensor"}
+ACTIVATIONS: Rules = {
+    "batch": ("data", "fsdp"),
+    "rows": "data",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "ffn": "tensor",
+    "vocab": "tensor",
+}
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
@@ -51,7 +58,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*names, rules=ACTIVATIONS))
 
 
-def named(mesh: Mesh, *names: str | None, rules: Rules) -> NamedSharding:
+def named(mesh: Mesh | AbstractMesh, *names: str | None, rules: Rules) -> NamedSharding:
     """The sharding of one array on `mesh`."""
     return NamedSharding(mesh, spec(*names, rules=rules))
 

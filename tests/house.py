@@ -26,6 +26,7 @@ LEVELS = (
     {"model"},
     {"decode", "checkpoint"},
     {"loading"},
+    {"scoring"},
     {"training", "serving", "evaluation"},
     {"api"},
     {"", "terminal"},

@@ -1,5 +1,6 @@
 """The benchmarks' own parts: the baseline gives our tokens, the tables and pages come out as written, limits bite."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu, minimal, report, timing, tpu
+from benchmarks import early, gpu, minimal, report, timing, tpu, training
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.program import Program
 from sla_jax.decode.sla import SLA
@@ -17,6 +18,8 @@ from sla_jax.errors import UserError
 from sla_jax.loading import engine
 from sla_jax.model.config import ChannelConfig
 from sla_jax.model.policy import init_policy, unstack
+from sla_jax.text import chat_ids, load_tokenizer
+from sla_jax.training import tiny
 from tests.tiny import tiny_config
 
 PROMPT = [5, 9, 60, 3, 17]
@@ -67,7 +70,12 @@ def test_a_page_keeps_all_but_its_table(tmp_path: Path) -> None:
 
 
 def test_docs_have_the_markers_that_the_programs_fill() -> None:
-    for page, name in (("tpu.md", "tpu"), ("benchmarks.md", "run"), ("benchmarks.md", "gpu")):
+    for page, name in (
+        ("tpu.md", "tpu"),
+        ("benchmarks.md", "run"),
+        ("benchmarks.md", "training"),
+        ("benchmarks.md", "gpu"),
+    ):
         text = (report.ROOT / "docs" / page).read_text()
         assert text.index(report.BEGIN.format(name=name)) < text.index(report.END.format(name=name))
 
@@ -82,7 +90,42 @@ def test_a_program_beyond_its_limit_is_named() -> None:
 def test_the_gpu_program_runs_tiny_and_refuses_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="no accelerator"):
         gpu.main([])
-    options = ["--tiny", "--prefix", "16", "--repeats", "1", "--json", str(tmp_path / "gpu.json")]
+    options = ["--tiny", "--prefix", "16", "--length", "48", "--repeats", "1", "--json", str(tmp_path / "gpu.json")]
     gpu.main(options)
-    assert "SLA 4/8/2" in capsys.readouterr().out
-    assert json.loads((tmp_path / "gpu.json").read_text())["prefix"] == 16
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "gpu.json").read_text())
+    assert "SLA 4/8/2" in said and "nothing here is a figure of a GPU" in said
+    assert found["prefix"] == 16 and found["training"][0]["MFU"] == "no peak known"
+
+
+def test_no_turn_begins_after_the_limit() -> None:
+    calls: list[str] = []
+
+    def task() -> float:
+        calls.append("")
+        return float(len(calls))
+
+    assert timing.turns({"a": task}, repeats=3) == {"a": 2.0}
+    assert timing.turns({"a": task}, repeats=3, limit=-1.0) == {"a": 4.0}, "the first turn is always taken"
+
+
+def test_the_training_program_runs_tiny_and_does_what_torch_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="--data names no file"):
+        training.main([])
+    options = ["--tiny", "--pairs", "2", "--batch", "2", "--repeats", "1", "--json", str(tmp_path / "training.json")]
+    training.main(options)
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "training.json").read_text())
+    assert "torch release: losses of the first epoch within" in said and "torch: losses" in said
+    assert set(found["seconds"]) == set(training.NAMES) and len(found["tables"]) == 3
+
+
+def test_early_reads_the_prompts_that_decoding_would(tmp_path: Path) -> None:
+    tiny.make_checkpoint(tmp_path / "base", 0)
+    pairs = tiny.generated_pairs(3, 0)
+    tiny.write_pairs(tmp_path / "pairs.jsonl", pairs)
+    options = argparse.Namespace(
+        data=[str(tmp_path / "pairs.jsonl")], split="test", prompts=2, checkpoint=str(tmp_path / "base")
+    )
+    tokenizer = load_tokenizer(tmp_path / "base")
+    assert early.prompts_of(options, 512) == [chat_ids(tokenizer, list(pair.messages)) for pair in pairs[:2]]

@@ -3,7 +3,7 @@
 from sla_jax.checkpoint.channel_file import load_channel, save_channel
 from sla_jax.checkpoint.exporter import export_checkpoint
 from sla_jax.checkpoint.importer import import_checkpoint
-from sla_jax.checkpoint.store import Checkpoint, Info, info, is_checkpoint, load, raw_with_channel, save
+from sla_jax.checkpoint.store import Checkpoint, Info, info, is_checkpoint, load, raw_with_channel, raw_with_score, save
 
 __all__ = [
     "Checkpoint",
@@ -15,6 +15,7 @@ __all__ = [
     "load",
     "load_channel",
     "raw_with_channel",
+    "raw_with_score",
     "save",
     "save_channel",
 ]

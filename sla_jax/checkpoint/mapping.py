@@ -54,12 +54,20 @@ class Ignored:
     when: Callable[[ModelConfig], bool] = lambda config: True
 
 
-def _tied(config: ModelConfig) -> bool:
-    return config.tied
+def _tied_head(config: ModelConfig) -> bool:
+    return config.tied and config.score is None
 
 
-def _untied(config: ModelConfig) -> bool:
-    return not config.tied
+def _own_head(config: ModelConfig) -> bool:
+    return not config.tied and config.score is None
+
+
+def _score(config: ModelConfig) -> bool:
+    return config.score is not None
+
+
+def _score_bias(config: ModelConfig) -> bool:
+    return config.score is not None and config.score.bias
 
 
 def _qkv_bias(config: ModelConfig) -> bool:
@@ -109,7 +117,9 @@ TABLE: tuple[Entry, ...] = (
     _layer("mlp.up", "mlp.up_proj", "ffn_up", transpose=True),
     _layer("mlp.down", "mlp.down_proj", "ffn_down", transpose=True),
     Entry(ours="norm", public="model.norm.weight", gguf="output_norm.weight"),
-    Entry(ours="head", public="lm_head.weight", gguf="output.weight", transpose=True, when=_untied),
+    Entry(ours="head", public="lm_head.weight", gguf="output.weight", transpose=True, when=_own_head),
+    Entry(ours="score.weight", public="score.weight", transpose=True, when=_score),
+    Entry(ours="score.bias", public="score.bias", when=_score_bias),
     Entry(ours="channel.first_norm", public="tt_layers.0.tt_layernorm.weight", when=_channel),
     Entry(ours="channel.first", public="tt_layers.0.tt_linear.weight", transpose=True, when=_channel),
     Entry(ours="channel.norm", public="tt_layers.{i}.tt_layernorm.weight", first=1, when=_channel),
@@ -122,7 +132,7 @@ IGNORED: tuple[Ignored, ...] = (
         pattern=r"lm_head\.weight",
         why="the head is tied to the embedding (tie_word_embeddings)",
         same_as="model.embed_tokens.weight",
-        when=_tied,
+        when=_tied_head,
     ),
 )
 
@@ -195,6 +205,8 @@ def ignorable(config: ModelConfig, name: str) -> Ignored | None:
 def _unknown(unknown: list[str], known: Iterable[str], where: str) -> str:
     channel = all(name.startswith(CHANNEL_PREFIXES) for name in unknown)
     hint = " config.json does not describe this reward channel (tt_hidden_size, sr_head_layer)." if channel else ""
+    if any(name.startswith("score.") for name in unknown):
+        hint = " A score head belongs to the architectures …ForSequenceClassification and …ForTokenClassification."
     return (
         f"{where} holds {listed(unknown)}, which this architecture does not have, so nothing was imported: a tensor "
         f"that is dropped silently is a model that is wrong silently.{nearest(unknown[0], known)}{hint}"

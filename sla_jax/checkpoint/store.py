@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
-from sla_jax.model.config import ChannelConfig, ModelConfig, from_hf
+from sla_jax.model.config import CAUSAL, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
 
 FORMAT = 1
@@ -258,6 +258,30 @@ def raw_with_channel(raw: Mapping[str, Any], channel: ChannelConfig | None) -> d
         out["sr_hidden_size_rate"] = int(rate) if rate == int(rate) else rate
     out["architectures"] = [names.get(name, name) for name in raw.get("architectures") or []]
     return out
+
+
+def raw_with_score(
+    raw: Mapping[str, Any], score: ScoreConfig, kind: Literal["sequence", "token"] | None = None
+) -> dict[str, Any]:
+    """config.json with a score head in place of the LM head and of a channel, as transformers writes it.
+
+    Without a `kind` a head with a bias is token classification. Labels that are there and fit stay, and so does
+    pad_token_id, without which transformers' sequence classification reads one row at a time. UserError: a
+    sequence-classification head with a bias, which transformers does not have."""
+    kind = kind or ("token" if score.bias else "sequence")
+    if kind == "sequence" and score.bias:
+        raise UserError("a sequence-classification head has no bias; a head with one is kind 'token'.")
+    out = raw_with_channel(raw, None)
+    family = [name.removesuffix(CAUSAL).removesuffix(SEQUENCE).removesuffix(TOKEN) for name in out["architectures"]]
+    out["architectures"] = [name + (SEQUENCE if kind == "sequence" else TOKEN) for name in family]
+    out.pop("num_labels", None)  # transformers counts id2label
+    out.pop("token_classification_bias", None)
+    if kind == "token" and not score.bias:
+        out["token_classification_bias"] = False
+    labels = out.get("id2label") or {}
+    if len(labels) != score.outputs:
+        labels = {str(i): f"LABEL_{i}" for i in range(score.outputs)}
+    return out | {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
 
 
 def raw_with_dtype(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -20,6 +20,14 @@ IMPLIED: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": {"qkv_bias": True, "use_sliding_window": False},
     "Qwen3ForCausalLM": {"qk_norm": True, "use_sliding_window": False},
 }
+CAUSAL, SEQUENCE, TOKEN = "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"
+IMPLIED |= {
+    name.removesuffix(CAUSAL) + head: implied
+    for name, implied in list(IMPLIED.items())
+    if name.endswith(CAUSAL)
+    for head in (SEQUENCE, TOKEN)
+}
+LABELS = 2  # outputs of a score head whose config.json says neither id2label nor num_labels, as in transformers
 T = TypeVar("T")
 ROPE_KINDS = ("default", "linear", "llama3")
 
@@ -47,6 +55,14 @@ class ChannelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """A linear head in place of the LM head, from the final norm's output: a reward model's or a classifier's."""
+
+    outputs: int
+    bias: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes and switches of one Llama-family policy; hashable, so it can be a static argument."""
 
@@ -67,6 +83,12 @@ class ModelConfig:
     qk_norm: bool = False
     windows: tuple[int | None, ...] = ()  # one entry a layer: attend to this many last positions; None = all
     channel: ChannelConfig | None = None
+    score: ScoreConfig | None = None  # with it there is no LM head, tied or not
+
+    def __repr__(self) -> str:
+        """As generated, but without `score` where it is None: caches are keyed by what earlier versions printed."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "score" or self.score is not None]
+        return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -75,6 +97,11 @@ class ModelConfig:
             )
         if self.activation != "silu":
             raise UserError(f"hidden_act={self.activation!r} is not supported; this model family uses 'silu'.")
+        if self.channel is not None and self.score is not None:
+            raise UserError(
+                "this model would have both a reward channel and a score head; a policy has one or the other. Take "
+                "the channel (tt_hidden_size) or the classification architecture out of config.json."
+            )
         if len(self.windows) != self.layers:
             object.__setattr__(self, "windows", (None,) * self.layers)
 
@@ -112,6 +139,7 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         qk_norm=implied.get("qk_norm", False),
         windows=_windows({**implied, **raw}, layers),
         channel=_channel(raw, arch),
+        score=_score(raw, arch),
     )
 
 
@@ -184,3 +212,19 @@ def _channel(raw: Mapping[str, Any], arch: str) -> ChannelConfig | None:
         head_outputs=int(raw.get("sr_out_dim", 2)),
         head_hidden_rate=float(raw.get("sr_hidden_size_rate", 1)),
     )
+
+
+def _score(raw: Mapping[str, Any], arch: str) -> ScoreConfig | None:
+    """Sequence classification has no bias; token classification has one unless config.json says otherwise."""
+    if not arch.endswith((SEQUENCE, TOKEN)):
+        return None
+    labels, count = raw.get("id2label"), raw.get("num_labels")
+    if labels is not None and (not isinstance(labels, Mapping) or count not in (None, len(labels))):
+        raise UserError(
+            f"config.json: num_labels={count!r} and id2label={labels!r} do not agree on the outputs of the score head."
+        )
+    said = LABELS if count is None else count
+    outputs = _need({"num_labels": said}, "num_labels", int) if labels is None else len(labels)
+    if outputs < 1:
+        raise UserError(f"config.json says {outputs} labels; a score head has at least one output.")
+    return ScoreConfig(outputs=outputs, bias=arch.endswith(TOKEN) and bool(raw.get("token_classification_bias", True)))

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sla_jax.model import channel as reward_channel
+from sla_jax.model.attention import MASKED, attend
 from sla_jax.model.config import ModelConfig
-from sla_jax.model.forward import MASKED, attend, logits, mlp, project, qkv, trunk, window_sizes
+from sla_jax.model.forward import logits, mlp, project, qkv, trunk, window_sizes
 from sla_jax.model.layers import rms_norm, rope_table
 from sla_jax.model.policy import Policy
 from sla_jax.sharding import constrain

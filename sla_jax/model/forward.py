@@ -9,20 +9,22 @@ The reward channel rides in the block scan: the carry is (h, u), nothing else is
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sla_jax.model import channel as reward_channel
+from sla_jax.model.attention import AttentionKind, Reading, attender
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.layers import linear, rms_norm, rope_table, rotate
 from sla_jax.model.policy import Attention, Block, Mlp, Policy
 from sla_jax.sharding import constrain
 
-MASKED = -1e30  # far below any score, finite so that a fully masked row cannot make NaN
+Remat = Literal["none", "dots", "full"]  # what of a block is computed again in the backward pass
+SAVED = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 class Branches(NamedTuple):
@@ -38,14 +40,14 @@ class Trunk(NamedTuple):
     hidden: Float[Array, "B T D"]  # after the final norm
     reward: Float[Array, "B T"] | None
     kv: tuple[tuple[Array, Array], ...]  # per layer: keys and values [B, K, T, H]
-    features: Float[Array, "L1 B T D"] | None  # h_0 … h_{L-1}, then the final norm's output
+    features: Float[Array, "L1 G P D"] | None  # at `places`: h_0 … h_{L-1}, then the final norm's output
 
 
 class Kept(NamedTuple):
     """What the blocks leave behind when asked."""
 
     kv: Any  # keys and values: of one block, then a tuple over layers
-    entry: Array | None  # the residual stream that entered the block, then stacked [L, B, T, D]
+    entry: Array | None  # the residual stream that entered the block, at `places`, then stacked [L, G, P, D]
 
 
 def trunk(
@@ -54,36 +56,53 @@ def trunk(
     tokens: Int[Array, "B T"],
     *,
     branches: Branches | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
+    attention: AttentionKind = "xla",
     keep_kv: bool = False,
-    keep_features: bool = False,
+    places: Int[Array, "G P"] | None = None,
 ) -> Trunk:
-    """Run the blocks (stacked or unrolled layout) and the channel over right-padded rows."""
-    age = _ages(tokens.shape[1], branches)
+    """Run the blocks (stacked or unrolled layout) and the channel over right-padded rows.
+
+    `places` asks for features: entry [g, p] indexes the B/G rows of data shard g, flattened, so that nothing of size
+    [L, B, T, D] is kept and no shard reads another's rows. `remat`: "dots" keeps the outputs of the matrix products,
+    "full" only what enters each block.
+    """
     positions = jnp.arange(tokens.shape[1])[None, :] if branches is None else branches.positions
+    attend = attender(attention, config, Reading(positions, None if branches is None else branches.branch))
     table = rope_table(jnp.broadcast_to(positions, tokens.shape), config.head_dim, config.rope)
-    h = constrain(jnp.take(policy.embed[...], tokens, axis=0), "batch", None, None)
+    # each device looks up its part of D for all rows, then parts are exchanged for rows; the table stays where it is
+    h = constrain(jnp.take(policy.embed[...], tokens, axis=0), "rows", None, "embed")
+    h = constrain(h, "batch", None, None)
     channel = policy.channel
     u = reward_channel.enter(channel, h, config.eps) if channel is not None else None
 
     def body(carry: tuple[Array, Array | None], layer: tuple[Block, Array, Any]) -> tuple:
         (h, u), (block, window, reader) = carry, layer
-        entry = h
-        h, kv = _block(block, config, h, table, age, window)
+        entry = None if places is None else at_places(h, places)
+        h, kv = _block(block, config, h, table, lambda q, k, v: attend(q, k, v, window))
         if u is not None:
             norm, weight = reader
             u = reward_channel.step(norm, weight, h, u, config.eps)
-        return (h, u), Kept(kv if keep_kv else None, entry if keep_features else None)
+        return (h, u), Kept(kv if keep_kv else None, entry)
 
-    (h, u), kept = _over_layers(jax.checkpoint(body) if remat else body, (h, u), policy, config)
+    (h, u), kept = _over_layers(_rematerialized(body, remat, policy), (h, u), policy, config)
     h = rms_norm(h, policy.norm[...], config.eps)
     reward = reward_channel.read(channel, h, u) if channel is not None else None
-    features = None if kept.entry is None else jnp.concatenate([kept.entry, h[None]])
+    features = None
+    if places is not None and kept.entry is not None:
+        features = jnp.concatenate([kept.entry, at_places(h, places)[None]])
     return Trunk(h, reward, kept.kv or (), features)
+
+
+def at_places(h: Float[Array, "B T D"], places: Int[Array, "G P"]) -> Float[Array, "G P D"]:
+    """Tokens of each shard's rows (G groups of B/G rows, flattened); a gather within each group."""
+    groups = constrain(h.reshape(places.shape[0], -1, h.shape[-1]), "batch", None, None)
+    return constrain(jax.vmap(lambda rows, index: rows[index])(groups, places), "batch", None, None)
 
 
 def logits(policy: Policy, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Next-token logits from final-norm outputs; float32 sums and result, so that bfloat16 makes no ties."""
+    assert policy.score is None, "a reward model has no LM head"
     rows = hidden.reshape(-1, hidden.shape[-1])
     weight, axis = (policy.embed[...], 1) if policy.head is None else (policy.head[...], 0)
     out = jax.lax.dot_general(rows, weight, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
@@ -119,44 +138,29 @@ def mlp(weights: Mlp, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return linear(jax.nn.silu(linear(x, weights.gate[...])) * linear(x, weights.up[...]), weights.down[...])
 
 
-def attend(
-    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Array, config: ModelConfig, mask: Bool[Array, "#B T S"]
-) -> Float[Array, "B T N H"]:
-    """Grouped-query attention under `mask`; scores and softmax in float32."""
-    b, t, n, h = q.shape
-    grouped = q.reshape(b, t, config.kv_heads, config.groups, h)
-    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * h**-0.5
-    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", probabilities, v).reshape(b, t, n, h)
-
-
 def window_sizes(config: ModelConfig) -> list[int]:
     """Per layer: how many last positions are attended to (max_positions + 1 for all)."""
     return [window or config.max_positions + 1 for window in config.windows]
 
 
 def _block(
-    block: Block, config: ModelConfig, h: Array, table: tuple[Array, Array], age: Array, window: Array
+    block: Block, config: ModelConfig, h: Array, table: tuple[Array, Array], attend: Callable[..., Array]
 ) -> tuple[Array, tuple[Array, Array]]:
     with jax.named_scope("attention"):
         q, k, v = qkv(block.attn, config, rms_norm(h, block.attn_norm[...], config.eps), table)
         q, k, v = (constrain(x, "batch", None, "heads", None) for x in (q, k, v))
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        h = h + project(block.attn, config, attend(q, k, v, config, (age >= 0) & (age < window)))
+        h = h + project(block.attn, config, attend(q, k, v))
     with jax.named_scope("mlp"):
         h = h + mlp(block.mlp, rms_norm(h, block.mlp_norm[...], config.eps))
     return constrain(h, "batch", None, None), (k, v)
 
 
-def _ages(length: int, branches: Branches | None) -> Int[Array, "#B T T"]:
-    """[b, t, s]: how many positions token s lies before token t; -1 where t must not read s."""
-    order = jnp.arange(length)
-    before = (order[:, None] - order[None, :])[None]
-    if branches is None:
-        return jnp.maximum(before, -1)
-    age = branches.positions[:, :, None] - branches.positions[:, None, :]
-    own = branches.branch[:, :, None] == branches.branch[:, None, :]
-    return jnp.where((before >= 0) & (own | (branches.branch[:, None, :] == 0)), age, -1)
+def _rematerialized(body: Callable[..., Any], remat: Remat, policy: Policy) -> Callable[..., Any]:
+    """`body` under jax.checkpoint; inside a scan nothing has to be kept from being merged with the first run."""
+    if remat == "none":
+        return body
+    return jax.checkpoint(body, policy=SAVED[remat], prevent_cse=isinstance(policy.blocks, nnx.List))
 
 
 def _over_layers(

@@ -5,6 +5,7 @@ about 30 (benchmarks/matmul.py). Norms, rotations and softmax are computed in fl
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,26 @@ def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, "D"], eps: float) -> 
     return (wide * scale).astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
 
 
-def linear(x: Float[Array, "*B I"], w: Float[Array, "I O"], bias: Float[Array, "O"] | None = None) -> Array:
-    """x @ w (+ bias), flattened to one matrix product."""
+class LowRank(NamedTuple):
+    """The matrix base + scale · a @ b, never summed: what `linear` is given where a policy is adapted (lora.py)."""
+
+    base: Float[Array, "I O"]
+    a: Float[Array, "I R"]  # a and b in any type: they are cast to that of the rows
+    b: Float[Array, "R O"]
+    scale: float
+
+
+def linear(x: Float[Array, "*B I"], w: Float[Array, "I O"] | LowRank, bias: Float[Array, "O"] | None = None) -> Array:
+    """x @ w (+ bias), flattened to one matrix product (three for a low-rank sum)."""
     rows = x.reshape(-1, x.shape[-1])
-    out = rows @ w
+    out = _adapted_product(rows, w) if isinstance(w, LowRank) else rows @ w
     if bias is not None:
         out = out + bias[None, :]
-    return out.reshape(*x.shape[:-1], w.shape[-1])
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+def _adapted_product(rows: Float[Array, "P I"], w: LowRank) -> Float[Array, "P O"]:
+    return rows @ w.base + ((rows @ w.a.astype(rows.dtype)) @ w.b.astype(rows.dtype)) * w.scale
 
 
 def rope_table(positions: Int[Array, "*B"], head_dim: int, rope: Rope) -> tuple[Array, Array]:

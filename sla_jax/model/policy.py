@@ -16,6 +16,7 @@ from flax import nnx
 from sla_jax.errors import UserError, nearest
 from sla_jax.model.channel import FLOAT32, INIT_STD, Channel, init_channel
 from sla_jax.model.config import ModelConfig
+from sla_jax.model.score import Score, init_score
 
 
 class Attention(nnx.Module):
@@ -58,15 +59,20 @@ class Block(nnx.Module):
 
 
 class Policy(nnx.Module):
-    """Embedding, L blocks (stacked: every leaf has a leading L), final norm, head unless tied, channel if any."""
+    """Embedding, L blocks (stacked: every leaf has a leading L), final norm, LM head unless tied, channel or score.
+
+    A policy with a score head is a reward model: it has no LM head, and `head` is None though nothing is tied.
+    """
 
     def __init__(self, config: ModelConfig, key: jax.Array, dtype: jnp.dtype):
-        embed, blocks, head, channel = jax.random.split(key, 4)
+        embed, blocks, head, extra = jax.random.split(key, 4)
         self.embed = _matrix(embed, config.vocab_size, config.width, dtype)
         self.blocks: Any = jax.vmap(lambda key: Block(config, key, dtype))(jax.random.split(blocks, config.layers))
         self.norm = nnx.Param(jnp.ones((config.width,), dtype))
-        self.head = None if config.tied else _matrix(head, config.width, config.vocab_size, dtype)
-        self.channel: Channel | None = nnx.data(init_channel(config, channel, dtype) if config.channel else None)
+        bare = config.tied or config.score is not None
+        self.head = None if bare else _matrix(head, config.width, config.vocab_size, dtype)
+        self.channel: Channel | None = nnx.data(init_channel(config, extra, dtype) if config.channel else None)
+        self.score: Score | None = nnx.data(init_score(config, extra, dtype) if config.score else None)
 
 
 def init_policy(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32) -> Policy:
@@ -74,7 +80,7 @@ def init_policy(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32)
     return Policy(config, key, dtype)
 
 
-def param_paths(policy: Policy | Channel) -> dict[str, Any]:
+def param_paths(policy: nnx.Module) -> dict[str, Any]:
     """Flat {"blocks.attn.q": leaf, …}; leaves may be arrays, shapes or shardings."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(policy)
     return {_name(path): leaf for path, leaf in leaves}
@@ -108,6 +114,17 @@ def with_channel(policy: Policy, config: ModelConfig, channel: Channel | None) -
     params = {name: leaf for name, leaf in param_paths(policy).items() if not name.startswith("channel.")}
     if channel is not None:
         params |= {f"channel.{name}": leaf for name, leaf in param_paths(channel).items()}
+    return policy_from_params(config, params)
+
+
+def with_score(policy: Policy, config: ModelConfig, score: Score | None) -> Policy:
+    """The same policy with another score head (`config` describes the result); weights are shared, not copied.
+
+    A score takes the place of the LM head and of a channel. With None only a tied policy is whole again."""
+    replaced = ("score.",) if score is None else ("score.", "head", "channel.")
+    params = {name: leaf for name, leaf in param_paths(policy).items() if not name.startswith(replaced)}
+    if score is not None:
+        params |= {f"score.{name}": leaf for name, leaf in param_paths(score).items()}
     return policy_from_params(config, params)
 
 

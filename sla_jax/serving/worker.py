@@ -19,7 +19,7 @@ from sla_jax.checkpoint import store
 from sla_jax.decode.program import check_prompt
 from sla_jax.decode.result import Round, unpack
 from sla_jax.errors import UserError
-from sla_jax.loading import Loaded, end_tokens, load_model
+from sla_jax.loading import Loaded, check_generates, end_tokens, load_model
 from sla_jax.model.config import ModelConfig
 from sla_jax.serving.engine import Engine, first_of
 from sla_jax.serving.inspect import Inspector
@@ -244,6 +244,7 @@ def open_model(config: ServeConfig) -> Opened:
 
 def check_profiles(config: ServeConfig, model: ModelConfig) -> None:
     """Raise UserError for a search that this model, or a mesh that these profiles, cannot be served with."""
+    check_generates(model)
     shape = config.engine.mesh
     for profile in config.profiles:
         if profile.method == "sla" and model.channel is None:

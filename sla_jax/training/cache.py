@@ -1,13 +1,13 @@
-"""The feature cache: hidden states of all response tokens under a frozen policy, computed once, mapped from disk.
+"""The feature cache: hidden states of all scored tokens under a frozen policy, computed once, mapped from disk.
 
-One folder per key = SHA-256 of (token ids, policy weights and config, storage type): `states.bin`, [L+1, all response
-tokens, D] in the storage type, and `done.bin`, one byte a pair. It is filled in `KEY.partial`, which is then renamed;
-a killed fill goes on where it stopped, because a pair is marked done only after its states were flushed.
+One folder per key = SHA-256 of (token ids, policy weights and config, storage type): `states.bin`, [L+1, all scored
+tokens, D] in the storage type, and `done.bin`, one byte an example. It is filled in `KEY.partial`, which is then
+renamed; a killed fill goes on where it stopped, because an example is marked done only after its states were flushed.
 """
 
 import contextlib
+import dataclasses
 import fcntl
-import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,49 +17,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from sla_jax.errors import UserError
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy, param_paths
-from sla_jax.training.batches import NO_PAIR, TokenPairs, forward_batches
-from sla_jax.training.features import Packed, StoredSource, TokenSource, packed_features, pair_offsets
+from sla_jax.training.batch import Batch, StoredSource, TokenSource, divided, put_batch, scored_offsets
+from sla_jax.training.examples import Examples
+from sla_jax.training.objective import Plan, features
+from sla_jax.training.order import NOTHING, forward_batches
 
 FORMAT = "2"
 FLUSH_EVERY = 16  # forward passes between flushes of the cache being filled
+FeaturesFn = Callable[[Policy, Batch], Array]
 
 
 def cached_source(
-    data: TokenPairs,
-    policy: Policy,
-    config: ModelConfig,
-    *,
-    folder: Path,
-    dtype: str,
-    batch_tokens: int,
-    devices: int = 1,
-    progress: Callable[[int, int], None],
+    tokens: TokenSource, policy: Policy, plan: Plan, mesh: Mesh, *, progress: Callable[[int, int], None]
 ) -> StoredSource:
-    """The cache for these data and this policy, filled first if it is not there.
+    """The cache for these examples and this policy, filled first if it is not there.
 
-    `progress(done, total)` is told response tokens. Raises UserError when the disk is too small, another process is
+    `progress(done, total)` is told scored tokens. Raises UserError when the disk is too small, another process is
     filling it, or the states do not fit the storage type.
     """
-    key = cache_key(data, policy, config, dtype)
-    shape = (config.layers + 1, int(pair_offsets(data)[-1]), config.width)
+    options = plan.config.features
+    folder, offsets = Path(options.dir), scored_offsets(tokens.examples)
+    key = cache_key(tokens.examples, policy, plan.model, options.dtype)
+    shape = (plan.model.layers + 1, int(offsets[-1]), plan.model.width)
     final, partial = folder / key, folder / f"{key}.partial"
     if not final.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{key}.lock"):
             if not final.exists():
-                _fill(data, policy, config, partial, shape, jnp.dtype(dtype), (batch_tokens, devices), progress)
+                _fill(tokens, policy, plan, mesh, partial, shape, progress)
                 partial.rename(final)
     progress(shape[1], shape[1])
-    return StoredSource(data, np.memmap(final / "states.bin", dtype=jnp.dtype(dtype), mode="r", shape=shape))
+    states = np.memmap(final / "states.bin", dtype=jnp.dtype(options.dtype), mode="r", shape=shape)
+    return StoredSource(tokens, states, offsets)
 
 
-def cache_key(data: TokenPairs, policy: Policy, config: ModelConfig, dtype: str) -> str:
-    """32 hex digits that name everything the stored states depend on."""
-    digest = hashlib.sha256(f"{FORMAT} {dtype} {config} {data.fingerprint()}".encode())
+def cache_key(examples: Examples, policy: Policy, model: ModelConfig, dtype: str) -> str:
+    """32 hex digits that name everything the stored states depend on; not the channel or head that will read them."""
+    bare = dataclasses.replace(model, channel=None, score=None)
+    digest = hashlib.sha256(f"{FORMAT} {dtype} {bare} {examples.fingerprint()}".encode())
     for name, leaf in sorted(param_paths(policy).items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -67,59 +67,58 @@ def cache_key(data: TokenPairs, policy: Policy, config: ModelConfig, dtype: str)
     return digest.hexdigest()[:32]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _features(policy: Policy, config: ModelConfig, packed: Packed, places: Array, dtype: jnp.dtype) -> Array:
-    return packed_features(policy, config, packed, places).astype(dtype)
-
-
 def _fill(
-    data: TokenPairs,
+    tokens: TokenSource,
     policy: Policy,
-    config: ModelConfig,
+    plan: Plan,
+    mesh: Mesh,
     partial: Path,
     shape: tuple[int, int, int],
-    dtype: jnp.dtype,
-    grouping: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> None:
-    states, done = _open_partial(partial, shape, dtype, len(data.pairs))
-    offsets = pair_offsets(data)
+    dtype = jnp.dtype(plan.config.features.dtype)
+    states, done = _open_partial(partial, shape, dtype, len(tokens.examples))
+    run: FeaturesFn = jax.jit(
+        lambda policy, batch: features(policy, jax.tree.map(lambda x: x[0], batch), plan).astype(dtype)
+    )
+    counts = np.diff(scored_offsets(tokens.examples))
     pending: list[np.ndarray] = []
-    finished = int(np.diff(offsets)[done == 1].sum())
+    finished = int(counts[done == 1].sum())
     progress(finished, shape[1])
-    groups = forward_batches(data.lengths(), np.flatnonzero(done == 0), *grouping)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = forward_batches(tokens.row_lengths(), np.flatnonzero(done == 0), plan.config.features.batch_tokens, shards)
     for number, group in enumerate(groups, start=1):
-        _store(data, policy, config, group, states, offsets)
-        pending.append(group[group != NO_PAIR])
+        _store(tokens, divided(group, 1, mesh), mesh, lambda batch: run(policy, batch), states)
+        pending.append(group[group != NOTHING])
         if number % FLUSH_EVERY == 0 or number == len(groups):
             states.flush()
             done[np.concatenate(pending)] = 1
             done.flush()
             pending = []
-        finished += int(np.diff(offsets)[group[group != NO_PAIR]].sum())
+        finished += int(counts[group[group != NOTHING]].sum())
         progress(finished, shape[1])
 
 
 def _store(
-    data: TokenPairs, policy: Policy, config: ModelConfig, group: np.ndarray, states: np.memmap, offsets: np.ndarray
+    tokens: TokenSource, numbers: np.ndarray, mesh: Mesh, run: Callable[[Batch], Array], states: np.memmap
 ) -> None:
-    """One forward pass; the response positions go to their places in the cache."""
-    batch = TokenSource(data).batch(group)
-    assert isinstance(batch.source, Packed)
-    out = np.asarray(_features(policy, config, batch.source, jnp.asarray(batch.places), states.dtype))
+    """One forward pass; the scored positions go to their places in the cache."""
+    offsets = scored_offsets(tokens.examples)
+    out = np.asarray(run(put_batch(tokens, numbers, mesh)))
     if not np.isfinite(out).all():
         raise UserError(
             f"this policy's hidden states do not fit {states.dtype}; pass --features.dtype bfloat16 or float32."
         )
-    start = 0
-    for i in group[group != NO_PAIR]:
-        count = offsets[i + 1] - offsets[i]
-        states[:, offsets[i] : offsets[i + 1]] = out[:, start : start + count]
-        start += count
+    for shard, chosen in enumerate(numbers[0]):
+        start = 0
+        for i in chosen[chosen != NOTHING]:
+            count = offsets[i + 1] - offsets[i]
+            states[:, offsets[i] : offsets[i + 1]] = out[:, shard, start : start + count]
+            start += count
 
 
 def _open_partial(
-    partial: Path, shape: tuple[int, int, int], dtype: jnp.dtype, pairs: int
+    partial: Path, shape: tuple[int, int, int], dtype: jnp.dtype, examples: int
 ) -> tuple[np.memmap, np.memmap]:
     """Open or create the files of a cache being filled; the key in the folder's name vouches for their meaning."""
     need = int(np.prod(shape)) * dtype.itemsize
@@ -133,10 +132,10 @@ def _open_partial(
             )
         partial.mkdir()
         np.memmap(partial / "states.bin", dtype=dtype, mode="w+", shape=shape)
-        np.memmap(partial / "done.new", dtype=np.uint8, mode="w+", shape=(pairs,)).flush()
+        np.memmap(partial / "done.new", dtype=np.uint8, mode="w+", shape=(examples,)).flush()
         (partial / "done.new").rename(partial / "done.bin")
     states = np.memmap(partial / "states.bin", dtype=dtype, mode="r+", shape=shape)
-    return states, np.memmap(partial / "done.bin", dtype=np.uint8, mode="r+", shape=(pairs,))
+    return states, np.memmap(partial / "done.bin", dtype=np.uint8, mode="r+", shape=(examples,))
 
 
 @contextlib.contextmanager

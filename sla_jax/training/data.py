@@ -1,213 +1,304 @@
-"""Preference pairs: reading rows, checking them, and splitting off the held-out part. No tokens here (see batches.py).
+"""The data of a run: rows are read, checked, parted, limited, tokenized, and kept by a hash of all that made them.
 
-A row is {prompt: str | messages: [{role, content}, …], chosen, rejected, split?}; `chosen` and `rejected` are response
-texts, or message lists whose last entry is the response (as many public sets have them). A bad row is an error that
-names file, line and reason; with `on_bad_row: skip` bad rows are counted by reason and shown.
+`load_examples` is the whole of it. Tokens lie in one folder for each combination of contents (not names) of the data,
+tokenizer and chat template, task, and the settings that matter; it appears whole or not at all, one process makes it
+and others wait, and finding it again parses no row and loads no tokenizer.
+
+`Examples.counts` has: read (rows seen), other_split, bad, left_by_mix, left_by_limit, empty (no scored token is left),
+cut_prompts, cut_answers, cut_turns (SFT turns that are no longer scored), cut_labels (steps that lost their label), and
+rows, what is left.
 """
 
-import gzip
+import contextlib
+import dataclasses
+import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
+
+from sla_jax.checkpoint.staging import staged
 from sla_jax.errors import UserError
+from sla_jax.training.data_config import DataConfig, Task, check_task
+from sla_jax.training.examples import Examples, Flat, Refused
+from sla_jax.training.rows import (
+    LAYOUTS,
+    BadRow,
+    Pair,
+    Row,
+    limit_number,
+    parse_row,
+    prompt_number,
+    prompt_of,
+)
+from sla_jax.training.sources import Source, mix_rows, open_sources
+from sla_jax.training.tokens import CHUNK, CUTS, Chunk, Rules, tokenize_rows
 
-ROLES = ("system", "user", "assistant", "tool")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-Message = dict[str, str]
-
-
-class Pair(NamedTuple):
-    """One preference: the conversation up to the response, and the better and the worse response."""
-
-    messages: list[Message]
-    chosen: str
-    rejected: str
-
-
-class Rows(NamedTuple):
-    """What was read: the pairs, the rows of other splits, and the bad rows by reason (only with on_bad_row=skip)."""
-
-    pairs: list[Pair]
-    other_split: int
-    bad: Counter[str]
-
-
-class BadRow(Exception):
-    """Why one row cannot be used."""
-
-
-def read_files(files: tuple[str, ...], split: str | None, on_bad_row: Literal["raise", "skip"]) -> Rows:
-    """Pairs of all files in order. Raises UserError on a missing file, a bad row (unless skipped) or no pair at all."""
-    rows = Rows([], 0, Counter())
-    for name in files:
-        rows = _collect(_file_rows(Path(name)), split, on_bad_row, rows)
-    return _not_empty(rows, ", ".join(files), split)
+__all__ = ["Pair", "load_examples"]
+FORMAT = "1"
+COUNTS = ("read", "other_split", "bad", "left_by_mix", "left_by_limit", "empty", *CUTS, "rows")
+EMPTY = "no scored token is left"
+ROW_NAMES = {"pairs": "pair", "sft": "conversation", "steps": "row of steps"}
+SHOWN = 5  # reasons for refusing rows that are told
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# fields of DataConfig whose values decide what comes out; where things lie and how fast they are made do not
+DECIDING = (
+    *("split", "heldout", "heldout_split", "limit", "heldout_limit", "max_length", "max_prompt_length"),
+    *("on_bad_row", "max_bad", "separator", "last_step_only"),
+)
 
 
-def read_dataset(name: str, subset: str | None, split: str | None, on_bad_row: Literal["raise", "skip"]) -> Rows:
-    """Pairs of one split of a data set known to the `datasets` library (a hub name or a local folder)."""
-    import datasets
+class Placed(NamedTuple):
+    """A row and what is known of it before it becomes tokens."""
 
-    try:
-        table = datasets.load_dataset(name, subset, split=split or "train")
-    except Exception as error:  # the library raises a dozen unrelated types: connection, not found, bad config …
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the data set {name!r} (subset {subset}, split {split or 'train'}) cannot be loaded: {reason} If this "
-            "machine is offline, download it elsewhere and pass its files with --data.files, or fill its cache."
-        ) from error
-    located = ((f"data set {name}, row {i}", row) for i, row in enumerate(table))
-    return _not_empty(_collect(located, None, on_bad_row, Rows([], 0, Counter())), name, split)
+    row: Row
+    source: int  # index into the sources
+    number: int  # line or row there
+    prompt: int  # 128-bit hash of its prompt
+    heldout: bool
 
 
-def parse_row(row: object) -> Pair:
-    """One row, checked. Raises BadRow with the reason."""
-    if not isinstance(row, Mapping):
-        raise BadRow("the row is not a JSON object")
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            raise BadRow(f"no {key!r} field")
-    messages = _prompt(row)
-    chosen, rejected = (_response(row[key], key) for key in ("chosen", "rejected"))
-    if chosen == rejected:
-        raise BadRow("chosen and rejected are the same text")
-    return Pair(messages, chosen, rejected)
+class Ledger:
+    """Counts what becomes of rows, and refuses what `data` does not allow."""
+
+    def __init__(self, data: DataConfig, task: Task, sources: Sequence[Source]):
+        self.data, self.task, self.sources = data, task, sources
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+        self.refused: dict[str, Refused] = {}  # by reason
+
+    def refuse(self, kind: Literal["bad", "empty"], reason: str, source: int, number: int) -> None:
+        """Note a row that cannot be used; a bad one is an error unless bad rows are skipped."""
+        if kind == "bad" and self.data.on_bad_row == "raise":
+            raise UserError(
+                f"{self.sources[source].place} {number}: {reason.rstrip('.')}. Layouts of {self.task}: "
+                f"{LAYOUTS[self.task]}. Correct the row, or set data.on_bad_row to skip, which counts bad rows and "
+                "goes on."
+            )
+        self.counts[kind] += 1
+        before = self.refused.get(reason, Refused(reason, 0, source, number))
+        self.refused[reason] = before._replace(times=before.times + 1)
+
+    def check(self, usable: int, rows: int) -> None:
+        """Raises UserError when too many of `rows` rows are not usable, or none is."""
+        counts = f"{self.counts['other_split']} rows of other splits, {self.counts['bad']} bad rows"
+        counts += f", {self.counts['empty']} empty rows" if self.counts["empty"] else ""
+        if rows - usable > self.data.max_bad * rows:
+            shown = sorted(self.refused.values(), key=lambda refused: -refused.times)[:SHOWN]
+            reasons = "; ".join(f"{r.times} × {r.reason} ({self.sources[r.source].place} {r.number})" for r in shown)
+            raise UserError(
+                f"{rows - usable} of {rows} rows cannot be used, more than data.max_bad={self.data.max_bad:g} "
+                f"of them allows: {reasons}. Correct them, or raise data.max_bad."
+            )
+        if not usable:
+            names = ", ".join(source.place.rpartition(" ")[0].rstrip(",") for source in self.sources)
+            wanted = {source.wanted for source in self.sources} - {None}
+            split = f" with split={', '.join(map(repr, sorted(wanted, key=str)))}" if wanted else ""
+            raise UserError(
+                f"{names} holds no {ROW_NAMES[self.task]}{split} ({counts}); nothing to work with. Check the file and "
+                "the split."
+            )
 
 
-def held_out(pair: Pair, one_in: int) -> bool:
-    """Whether a pair is held out, by a salted hash of its prompt: the same prompt is never on both sides.
+def load_examples(
+    data: DataConfig,
+    task: Task,
+    tokenizer_directory: Path,
+    *,
+    max_positions: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> Examples:
+    """The run's examples, training and held-out part together, from the token cache or made now.
 
-    The salt keeps this independent of other splits by md5(prompt) that the data may already carry.
+    `max_positions` is the policy's context; `progress(done, total)` is told rows while they are tokenized; `say` gets
+    what a user should know (what was skipped, cut, waited for). Raises UserError, naming file and line for a bad row.
     """
-    if one_in == 0:
-        return False
-    text = "held out:" + json.dumps(pair.messages, ensure_ascii=False, sort_keys=True)
-    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % one_in == 0
-
-
-def _collect(
-    located: Iterator[tuple[str, Any]], split: str | None, on_bad_row: Literal["raise", "skip"], rows: Rows
-) -> Rows:
-    pairs, other, bad = list(rows.pairs), rows.other_split, Counter(rows.bad)
-    for where, row in located:
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            if split is not None and isinstance(row, Mapping) and row.get("split") not in (None, split):
-                other += 1
-                continue
-            pairs.append(parse_row(row))
-        except BadRow as reason:
-            if on_bad_row == "raise":
-                raise UserError(
-                    f"{where}: {reason}. A row is {{prompt or messages, chosen, rejected, optional split}}. Correct "
-                    "it, or set on_bad_row to skip, which counts bad rows and goes on."
-                ) from None
-            bad[str(reason)] += 1
-    return Rows(pairs, other, bad)
-
-
-def _not_empty(rows: Rows, source: str, split: str | None) -> Rows:
-    if rows.pairs:
-        return rows
-    counts = f"{rows.other_split} rows of other splits, {sum(rows.bad.values())} bad rows"
-    wanted = f" with split={split!r}" if split is not None else ""
-    raise UserError(f"{source} holds no pair{wanted} ({counts}); nothing to work with. Check the file and the split.")
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of each row of a file; a line that is not JSON comes as a BadRow."""
-    if not path.is_file():
-        raise UserError(f"there is no data file {path}. Give the path of a {', '.join(SUFFIXES)} file.")
-    if path.name.endswith(".parquet"):
-        yield from _parquet_rows(path)
-    elif path.name.endswith(SUFFIXES):
-        yield from _json_lines(path)
-    else:
-        raise UserError(f"{path} is not a kind of data file that is read; these are: {', '.join(SUFFIXES)}.")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    line = 0
-    try:
-        with opener(path, "rb") as file:
-            for line, raw in enumerate(file, start=1):
-                yield f"{path}, line {line}", _decode(raw)
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+    check_task(data, task)
+    if data.max_length > max_positions:
         raise UserError(
-            f"{path} cannot be read behind line {line}: {error}. Is it complete, and gzip if its name says so?"
+            f"data.max_length={data.max_length} is beyond the {max_positions} positions of the policy in "
+            f"{tokenizer_directory}; lower it."
+        )
+    sources = open_sources(data, seed)
+
+    def make() -> Examples:
+        return _make(Ledger(data, task, sources), tokenizer_directory, seed, progress)
+
+    if data.cache is None:
+        examples = make()
+    else:
+        key = _key(data, task, tokenizer_directory, sources, seed)
+        folder = _stored(Path(data.cache) / key, make, say)
+        examples = Examples.load(folder, [source.place for source in sources])
+    _tell(examples, data, say)
+    return examples
+
+
+# ---- the cache ----
+
+
+def _key(data: DataConfig, task: Task, directory: Path, sources: Sequence[Source], seed: int) -> str:
+    """Whatever decides the tokens, hashed. Names of files are not in it; the seed is where it chooses rows."""
+    files = [directory / name for name in TOKENIZER_FILES]
+    facts = {
+        "format": FORMAT,
+        "task": task,
+        "contents": [[source.content, source.split, source.wanted, source.part] for source in sources],
+        "tokenizer": [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files],
+        "settings": {name: getattr(data, name) for name in DECIDING},
+        "weights": [source.weight for source in data.sources],
+        "seed": seed if data.sources else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _stored(folder: Path, make: Callable[[], Examples], say: Callable[[str], None]) -> Path:
+    """`folder`, filled by `make` unless it is there. Of several processes one makes it and the others wait."""
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f"{folder.name}.lock"), say):
+            if not folder.is_dir():
+                examples = make()
+                with staged(folder) as partial:
+                    examples.save(partial)
+    except OSError as error:
+        raise UserError(
+            f"the token cache {folder.parent} cannot be written: {error}. Give a folder with room by --data.cache, or "
+            "None to keep tokens in memory."
         ) from error
+    return folder
 
 
-def _decode(raw: bytes) -> Any:
-    if not raw.strip():
-        return BadRow("empty line")
-    try:
-        return json.loads(raw)
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8 text ({error.reason} at byte {error.start})")
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON ({error.msg} at column {error.colno})")
+@contextlib.contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is tokenizing the same data; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            start = 0
-            for batch in file.iter_batches():
-                rows = batch.to_pylist()
-                yield from ((f"{path}, row {start + i}", row) for i, row in enumerate(rows))
-                start += len(rows)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file: {error}") from error
+# ---- reading, parting, tokenizing ----
 
 
-def _prompt(row: Mapping[str, Any]) -> list[Message]:
-    """The conversation before the response, from `messages`, from `prompt`, or from the turns inside `chosen`."""
-    messages, prompt = row.get("messages"), row.get("prompt")
-    if messages is not None and prompt is not None:
-        raise BadRow("both 'prompt' and 'messages'")
-    if isinstance(prompt, list):
-        messages = prompt
-    elif prompt is not None:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise BadRow("'prompt' is not a non-empty text")
-        return [{"role": "user", "content": prompt}]
-    if messages is None and isinstance(row["chosen"], list):
-        messages = row["chosen"][:-1]
-    if messages is None:
-        raise BadRow("neither 'prompt' nor 'messages'")
-    return _messages(messages)
+def _make(ledger: Ledger, directory: Path, seed: int, progress: Callable[[int, int], None]) -> Examples:
+    data = ledger.data
+    rows = _chosen(ledger, _read(ledger), seed)
+    names = (field.name for field in dataclasses.fields(Rules))
+    rules = Rules(**{name: getattr(data, name) for name in names})
+    chunks = tokenize_rows(directory, [placed.row for placed in rows], rules, data.workers, progress)
+    kept = _kept(ledger, rows, chunks)
+    flats = [chunk.flat for chunk in chunks if len(chunk.kept)]
+    return Examples.of_flat(
+        Flat(*(np.concatenate(parts) for parts in zip(*flats, strict=True))),
+        groups=np.asarray([placed.prompt % 2**64 for placed in kept], np.uint64),
+        heldout=np.asarray([placed.heldout for placed in kept]),
+        where=np.asarray([[placed.source, placed.number] for placed in kept], np.int64),
+        places=tuple(source.place for source in ledger.sources),
+        counts=dict(ledger.counts),
+        refused=tuple(ledger.refused.values()),
+    )
 
 
-def _messages(messages: object) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        raise BadRow("'messages' is not a non-empty list")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise BadRow("a message is not {role, content}")
-        if message["role"] not in ROLES:
-            raise BadRow(f"a message has the role {message['role']!r}, not one of {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise BadRow("a message's content is not text")
-    if messages[-1]["role"] == "assistant":
-        raise BadRow("the last message before the response is the assistant's own")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+def _read(ledger: Ledger) -> list[Placed]:
+    """Every usable row of every source, in order."""
+    rows: list[Placed] = []
+    one_in = ledger.data.heldout
+    for index, source in enumerate(ledger.sources):
+        for number, raw in source.rows():
+            ledger.counts["read"] += 1
+            try:
+                heldout = _side(ledger.data, source, raw)
+                if heldout is None:
+                    ledger.counts["other_split"] += 1
+                    continue
+                row = parse_row(raw, ledger.task)
+            except BadRow as reason:
+                ledger.refuse("bad", str(reason), index, number)
+                continue
+            prompt = prompt_number(prompt_of(row))
+            rows.append(Placed(row, index, number, prompt, heldout or (one_in > 0 and prompt % one_in == 0)))
+    ledger.check(len(rows), len(rows) + ledger.counts["bad"])
+    return rows
 
 
-def _response(value: object, key: str) -> str:
-    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
-        value = value[-1].get("content")
-    if not isinstance(value, str):
-        raise BadRow(f"{key!r} is not text")
-    if not value.strip():
-        raise BadRow(f"{key!r} is empty")
-    return value
+def _side(data: DataConfig, source: Source, raw: object) -> bool | None:
+    """Whether a row belongs to the held-out split (True), to the one to train on (False) or to another (None)."""
+    if isinstance(raw, BadRow):
+        raise raw
+    split = source.split
+    if split is None and isinstance(raw, Mapping):
+        split = raw.get("split")
+    if data.heldout_split is not None and split == data.heldout_split:
+        return True
+    return False if source.wanted is None or split in (None, source.wanted) else None
+
+
+def _chosen(ledger: Ledger, rows: list[Placed], seed: int) -> list[Placed]:
+    """The rows that the mix and the limits leave, in their order."""
+    data = ledger.data
+    train = [placed for placed in rows if not placed.heldout]
+    heldout = [placed for placed in rows if placed.heldout]
+    if data.sources:
+        whole = train
+        parts = [[p for p in train if ledger.sources[p.source].part == part] for part in range(len(data.sources))]
+        numbers = mix_rows([len(part) for part in parts], [source.weight for source in data.sources], seed)
+        train = [part[i] for part, chosen in zip(parts, numbers, strict=True) for i in chosen]
+        ledger.counts["left_by_mix"] = len(whole) - len(train)
+    left = [*_limited(train, data.limit), *_limited(heldout, data.heldout_limit)]
+    ledger.counts["left_by_limit"] = len(train) + len(heldout) - len(left)
+    return sorted(left, key=lambda placed: (placed.source, placed.number))
+
+
+def _limited(rows: list[Placed], limit: int) -> list[Placed]:
+    """The `limit` rows with the smallest salted md5; 0 = all."""
+    return sorted(rows, key=lambda placed: limit_number(placed.row))[:limit] if limit else rows
+
+
+def _kept(ledger: Ledger, rows: list[Placed], chunks: Sequence[Chunk]) -> list[Placed]:
+    """The rows that have tokens; what became of the others goes into the ledger."""
+    kept: list[Placed] = []
+    for start, chunk in zip(range(0, len(rows), CHUNK), chunks, strict=True):
+        kept += [rows[start + i] for i in chunk.kept]
+        ledger.counts.update(chunk.counts)
+        for i, reason in chunk.bad:
+            ledger.refuse("bad", reason, rows[start + i].source, rows[start + i].number)
+        for i in chunk.empty:
+            ledger.refuse("empty", EMPTY, rows[start + i].source, rows[start + i].number)
+    ledger.counts["rows"] = len(kept)
+    ledger.check(len(kept), len(rows))
+    return kept
+
+
+def _tell(examples: Examples, data: DataConfig, say: Callable[[str], None]) -> None:
+    """What was left out and shortened, in words."""
+    counts = examples.counts
+    for reason, count, source, number in sorted(examples.refused, key=lambda refused: -refused.times)[:SHOWN]:
+        say(f"skipped {count} rows: {reason} (first: {examples.places[source]} {number})")
+    if len(examples.refused) > SHOWN:
+        rest = sum(counts[kind] for kind in ("bad", "empty"))
+        say(f"skipped {rest} rows in all, for {len(examples.refused)} reasons")
+    said = {
+        "other_split": f"left out {counts['other_split']} rows of other splits than {data.split!r}",
+        "left_by_mix": f"left out {counts['left_by_mix']} rows that the proportions of the mix have no room for",
+        "left_by_limit": f"left out {counts['left_by_limit']} rows beyond data.limit and data.heldout_limit",
+        "cut_prompts": f"shortened {counts['cut_prompts']} prompts (on the left)",
+        "cut_answers": f"shortened {counts['cut_answers']} responses (at the end)",
+        "cut_turns": f"left {counts['cut_turns']} early turns of long conversations unscored",
+        "cut_labels": f"lost {counts['cut_labels']} labels of steps that were cut",
+    }
+    for name, line in said.items():
+        if counts[name]:
+            say(line)
+    shared = len(np.intersect1d(examples.groups[examples.heldout], examples.groups[~examples.heldout]))
+    if shared:
+        say(f"{shared} prompts stand in both the training and the held-out part; held-out figures will flatter")

@@ -1,8 +1,9 @@
-"""What a person sees while a program works: progress bars and messages, all on stderr."""
+"""What a person sees while a program works: progress bars and messages, all on stderr, from process 0 alone."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -11,7 +12,7 @@ Tell = Callable[[int, int, str], None]
 
 def console() -> Console:
     """The console on stderr (made anew, because tests replace the stream)."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=jax.process_index() != 0)
 
 
 def say(message: str) -> None:

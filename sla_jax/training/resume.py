@@ -2,15 +2,20 @@
 
 OUT/train.yaml        resolved config, written before the first step
 OUT/data.json         fingerprint of the tokens and of the starting channel
-OUT/steps/N           orbax: channel, optimizer state and step (the data position and all randomness derive from it)
+OUT/steps/N           orbax: what is trained, optimizer state and step (the data position derives from it)
+OUT/best/N            orbax: what was trained when the chosen held-out figure was best (only with best.metric)
+OUT/reference.npy     DPO: the reference's log-probabilities
 OUT/metrics.jsonl     one line a logged step or evaluation; after a resume cut back to the checkpoint's step
 OUT/tensorboard       the same figures
-OUT/checkpoint        the result: policy + channel + tokenizer + train.yaml
-OUT/channel.safetensors
+OUT/checkpoint        the result: policy (+ channel or head) + tokenizer + train.yaml
+OUT/channel.safetensors, OUT/adapter
+
+With several processes all of them see OUT; process 0 writes what is not an array.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -24,30 +29,44 @@ import orbax.checkpoint as ocp
 
 from sla_jax.config import dump_yaml, load_yaml
 from sla_jax.errors import UserError
+from sla_jax.training import hosts
 from sla_jax.training.config import TrainConfig
-from sla_jax.training.step import TrainState
 
 CONFIG_FILE = "train.yaml"
-STEPS = "steps"
-NOT_COMPARED = ("out", "overwrite")
+STEPS, BEST, METRICS = "steps", "best", "metrics.jsonl"
+# what may change when a run goes on: where and how it runs, and what it tells
+NOT_COMPARED = (
+    "out overwrite dry_run target keep save_every log_every wandb profile mesh hosts "
+    "features.dir features.batch_tokens data.workers data.cache"
+).split()
 
 
 @contextlib.contextmanager
 def opened(config: TrainConfig) -> Iterator[Path]:
-    """`open_run`; a UserError inside leaves nothing behind of a run that has not saved a step."""
-    out = open_run(config)
+    """`open_run`; a UserError inside leaves nothing behind of a run that has not taken a step."""
+    out, fresh = open_run(config)
     try:
         yield out
     except UserError:
-        if not (out / STEPS).exists():
-            shutil.rmtree(out)
+        if fresh and hosts.first() and not (out / METRICS).exists():
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def open_run(config: TrainConfig) -> Path:
-    """Create OUT, or check that what is there is the same run. Raises UserError that names the differing fields."""
+def open_run(config: TrainConfig) -> tuple[Path, bool]:
+    """(OUT, whether it was made now); what is there must be the same run, else UserError names the differing fields."""
     out = Path(config.out)
     saved = out / CONFIG_FILE
+    hosts.meet("open")
+    fresh = not saved.exists() or config.overwrite
+    hosts.meet("opening")
+    if hosts.first():
+        _open(config, out, saved)
+    hosts.meet("opened")
+    return out, fresh
+
+
+def _open(config: TrainConfig, out: Path, saved: Path) -> None:
     if config.overwrite and saved.exists():
         shutil.rmtree(out)
     if saved.exists():
@@ -64,7 +83,6 @@ def open_run(config: TrainConfig) -> Path:
     else:
         out.mkdir(parents=True, exist_ok=True)
         dump_yaml(dataclasses.replace(config, overwrite=False), saved)
-    return out
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
@@ -82,9 +100,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
     """Write what the run reads, or compare it: a run whose files changed underneath cannot go on."""
     file = out / "data.json"
-    if not file.exists():
+    if not file.exists() and hosts.first():
         write_text(file, json.dumps(dict(fingerprints)))
-        return
+    hosts.meet("inputs")
     saved = json.loads(file.read_text())
     changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
     if changed:
@@ -95,22 +113,28 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 class Steps:
-    """Resumable checkpoints of a TrainState under OUT/steps; each is complete or not there."""
+    """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there."""
 
-    def __init__(self, out: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
-        self.manager = ocp.CheckpointManager((out / STEPS).absolute(), options=options)
+    def __init__(self, folder: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def save(self, state: TrainState) -> None:
-        """Save at the state's own step; a step that is already there is left as it is."""
-        step = int(state.step)
+    def save(self, step: int, tree: Any) -> None:
+        """Save a step; one that is already there is left as it is."""
         if step not in self.manager.all_steps():
-            self.manager.save(step, args=ocp.args.StandardSave(_flat(state)))
-            self.manager.wait_until_finished()
+            self.manager.save(step, args=ocp.args.StandardSave(_flat(tree)))
 
-    def restore(self, like: TrainState) -> TrainState | None:
-        """The latest saved state with the shardings of `like`, or None when there is none."""
-        step = self.manager.latest_step()
+    def wait(self) -> None:
+        """Until everything that was saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def latest(self) -> int | None:
+        """The last complete step."""
+        return self.manager.latest_step()
+
+    def restore(self, like: Any) -> Any | None:
+        """The latest saved tree with types and shardings of `like` (arrays or shapes); None when there is none."""
+        step = self.latest()
         if step is None:
             return None
         flat = self.manager.restore(step, args=ocp.args.StandardRestore(_flat(like)))
@@ -118,44 +142,76 @@ class Steps:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def close(self) -> None:
-        """Release orbax's threads."""
+        """Finish writing and release orbax's threads."""
         self.manager.close()
 
 
-def _flat(state: TrainState) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+def _flat(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 class Log:
-    """metrics.jsonl and TensorBoard from one call. Opening it at step N drops everything that was logged after N."""
+    """metrics.jsonl, TensorBoard and, if asked, Weights & Biases from one call, on process 0.
 
-    def __init__(self, out: Path, step: int):
+    Opening it at step N drops everything that was logged after N.
+    """
+
+    def __init__(self, out: Path, step: int, wandb: str | None = None):
+        self.path = out / METRICS
+        self.file, self.board, self.wandb = None, None, None
+        if not hosts.first():
+            return
         from tensorboardX import SummaryWriter
 
-        self.path = out / "metrics.jsonl"
         _truncate(self.path, step)
         self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.wandb = None if wandb is None else _wandb(wandb, out)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line {"kind", "step", …}; numbers also go to TensorBoard as kind/name."""
+        """One line {"kind", "step", …}; numbers also go to TensorBoard and W&B as kind/name."""
+        if self.file is None or self.board is None:
+            return
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            number = value.get("value") if isinstance(value, dict) else value
-            if number is not None:
-                self.board.add_scalar(f"{kind}/{name}", np.float64(number), step)
+        numbers = {name: value.get("value") if isinstance(value, dict) else value for name, value in values.items()}
+        shown = {f"{kind}/{name}": float(value) for name, value in numbers.items() if value is not None}
+        for name, value in shown.items():
+            self.board.add_scalar(name, np.float64(value), step)
+        if self.wandb is not None:
+            self.wandb.log(shown, step=step)
+
+    def heldout(self) -> list[dict[str, Any]]:
+        """The evaluations so far."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        return [line for line in map(json.loads, lines) if line["kind"] == "heldout"]
 
     def flush(self) -> None:
         """Make the lines durable; called before a checkpoint of the same step is saved."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all."""
         self.flush()
-        self.file.close()
-        self.board.close()
+        for writer in (self.file, self.board):
+            if writer is not None:
+                writer.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _wandb(project: str, out: Path) -> Any:
+    """A W&B run that goes on when OUT does. Raises UserError where the package is not installed."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"--wandb {project} needs the package wandb: pip install wandb, or leave the flag out."
+        ) from None
+    identity = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=out.name, id=identity, resume="allow", dir=str(out))
 
 
 def _truncate(path: Path, step: int) -> None:
@@ -164,7 +220,7 @@ def _truncate(path: Path, step: int) -> None:
         write_text(path, "".join(line + "\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     """A line's step; a line that a kill cut short is after everything."""
     try:
         return int(json.loads(line)["step"])
@@ -176,4 +232,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file completely or not at all."""
     scratch = path.with_name(path.name + ".partial")
     scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file completely or not at all."""
+    scratch = path.with_name(path.name + ".partial")
+    with scratch.open("wb") as file:
+        np.save(file, array)
     os.replace(scratch, path)

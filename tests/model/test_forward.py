@@ -18,16 +18,21 @@ every_family = pytest.mark.parametrize("family", list(families.FAMILIES))
 LENGTH = 96  # beyond the rope's original 64 positions and both sliding windows
 
 
-@functools.partial(jax.jit, static_argnames=("config", "remat", "keep_features"))
-def run(weights: Any, config: Any, tokens: Any, remat: bool = False, keep_features: bool = False) -> Any:
-    """(logits [B,T,V], rewards [B,T], features | None)."""
-    out = forward.trunk(weights, config, tokens, remat=remat, keep_features=keep_features)
+@functools.partial(jax.jit, static_argnames="config")
+def run(weights: Any, config: Any, tokens: Any, places: Any = None) -> Any:
+    """(logits [B,T,V], rewards [B,T], features [L+1,G,P,D] | None)."""
+    out = forward.trunk(weights, config, tokens, places=places)
     return forward.logits(weights, out.hidden), out.reward, out.features
 
 
 def some_tokens(rows: int = 2, seed: int = 0, length: int = LENGTH) -> Any:
     drawn = np.random.default_rng(seed).integers(0, families.SIZES["vocab_size"], (rows, length))
     return jnp.asarray(drawn, jnp.int32)
+
+
+def everywhere(rows: int = 2, length: int = LENGTH, groups: int = 1) -> Any:
+    """Places of all tokens, in order."""
+    return jnp.tile(jnp.arange(rows * length // groups, dtype=jnp.int32)[None, :], (groups, 1))
 
 
 def close(left: Any, right: Any, tolerance: float = 1e-4) -> None:
@@ -58,8 +63,8 @@ def test_padding_changes_nothing(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama-deep", "qwen2-sliding"])
 def test_unstacked_layout_is_equal(family: str) -> None:
     one, tokens = families.family(family), some_tokens(seed=2)
-    stacked = run(one.policy, one.config, tokens, keep_features=True)
-    unstacked = run(policy.unstack(one.policy), one.config, tokens, keep_features=True)
+    stacked = run(one.policy, one.config, tokens, everywhere())
+    unstacked = run(policy.unstack(one.policy), one.config, tokens, everywhere())
     jax.tree.map(functools.partial(close, tolerance=1e-5), stacked, unstacked)
 
 
@@ -67,27 +72,93 @@ def test_unstacked_layout_is_equal(family: str) -> None:
 def test_channel_alone_on_kept_features_is_equal(family: str) -> None:
     """Both ways round: our features feed our channel and PyTorch's, which read the same hidden states."""
     one, tokens = families.family(family), some_tokens(seed=3)
-    _, rewards, features = run(one.policy, one.config, tokens, keep_features=True)
+    _, rewards, features = run(one.policy, one.config, tokens, everywhere())
+    features = features.reshape(-1, *tokens.shape, one.config.width)
     close(channel.channel_rewards(one.policy.channel, one.config, features), rewards, 1e-5)
     states = [torch.from_numpy(np.array(state)) for state in features]
     close(torch_reference.channel_rewards(states, one.channel, one.config.eps), rewards)
 
 
-@pytest.mark.parametrize("family", ["llama31", "qwen3"])
-def test_remat_is_equal(family: str) -> None:
-    one, tokens = families.family(family), some_tokens(seed=4, length=24)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_channel_reads_half_precision_features_in_float32(dtype: Any) -> None:
+    """Stored features are what they are; widening them first, or layer by layer inside, is the same. Gradients too."""
+    one = families.family("llama-deep")
+    features = jax.random.normal(jax.random.key(0), (one.config.layers + 1, 7, one.config.width), dtype)
 
-    @functools.partial(jax.jit, static_argnames="remat")
-    def slope(weights: Any, remat: bool) -> Any:
+    @jax.jit
+    def slope(weights: Any, features: Any) -> Any:
         def loss(weights: Any) -> Any:
-            out: Any = forward.trunk(weights, one.config, tokens, remat=remat)
-            return jnp.mean(out.reward**2) + jnp.mean(forward.logits(weights, out.hidden) ** 2)
+            rewards = channel.channel_rewards(weights, one.config, features)
+            return jnp.sum(rewards**2), rewards
 
-        return jax.value_and_grad(loss)(weights)
+        return jax.value_and_grad(loss, has_aux=True)(weights)
 
-    plain, again = slope(one.policy, False), slope(one.policy, True)
+    half, wide = slope(one.policy.channel, features), slope(one.policy.channel, features.astype(jnp.float32))
+    assert half[0][1].dtype == jnp.float32 and float(jnp.abs(half[0][1]).max()) > 0.1
+    jax.tree.map(functools.partial(close, tolerance=1e-6), half, wide)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_remat_is_equal(unrolled: bool) -> None:
+    """Values and the gradients of all weights, features included; "full" computes what "none" keeps."""
+    one, tokens = families.family("qwen3"), some_tokens(seed=4, length=24)
+    places = jnp.asarray([[3, 30, 47], [0, 0, 5]], jnp.int32)[:, :3] % 24
+
+    def loss(weights: Any, remat: Any) -> Any:
+        out: Any = forward.trunk(weights, one.config, tokens, remat=remat, places=places)
+        return jnp.mean(out.reward**2) + jnp.mean(out.hidden**3) + jnp.mean(out.features**2)
+
+    weights = policy.unstack(one.policy) if unrolled else one.policy
+    slope = jax.jit(jax.value_and_grad(loss), static_argnames="remat")
+    plain, *others = (slope(weights, remat=remat) for remat in ("none", "dots", "full"))
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[1])) > 1e-3
-    jax.tree.map(functools.partial(close, tolerance=1e-5), plain, again)
+    for again in others:
+        jax.tree.map(functools.partial(close, tolerance=1e-5), plain, again)
+
+
+def test_remat_keeps_less() -> None:
+    """Bytes that the backward pass of a long row needs: everything, products' outputs, blocks' inputs."""
+    one = families.family("llama31")
+    config = one.config.__class__(**{**vars(one.config), "layers": 8, "windows": (), "channel": None})
+    weights = jax.eval_shape(lambda key: policy.init_policy(config, key), jax.random.key(0))
+
+    def temporary(remat: Any) -> int:
+        def loss(weights: Any, tokens: Any) -> Any:
+            return forward.trunk(weights, config, tokens, remat=remat).hidden.sum()
+
+        compiled: Any = jax.jit(jax.grad(loss)).lower(weights, jax.ShapeDtypeStruct((2, 192), jnp.int32)).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    nothing, dots, full = (temporary(remat) for remat in ("none", "dots", "full"))
+    assert full < dots < nothing
+
+
+def test_features_are_those_of_the_places_asked_for() -> None:
+    """Two shards of two rows: places count within a shard's flattened rows, in any order, also twice."""
+    one, tokens = families.family("llama-deep"), some_tokens(rows=4, seed=6, length=24)
+    places = jnp.asarray([[47, 0, 5], [24, 23, 23]], jnp.int32)
+    _, _, all_of_them = run(one.policy, one.config, tokens, everywhere(rows=4, length=24))
+    _, _, asked = run(one.policy, one.config, tokens, places)
+    rows = np.asarray(all_of_them).reshape(-1, 2, 48, one.config.width)
+    close(asked, np.stack([rows[:, shard, np.asarray(places[shard])] for shard in range(2)], axis=1), 1e-6)
+
+
+def test_features_are_gathered_within_each_shard() -> None:
+    """Four data shards, the parameters on each: no device needs another's tokens, so nothing is communicated."""
+    one = families.family("llama31")
+    tokens, places = some_tokens(rows=8, seed=7, length=24), jnp.asarray([[3, 40], [0, 1], [47, 9], [5, 5]], jnp.int32)
+    alone = run(one.policy, one.config, tokens, places)
+    mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        split = sharding.named(mesh, "batch", None, rules=sharding.ACTIVATIONS)
+        weights = jax.device_put(one.policy, sharding.named(mesh, rules=sharding.TRAIN))
+        arguments = (weights, one.config, *(jax.device_put(x, split) for x in (tokens, places)))
+        program: Any = run.lower(*arguments).compile()
+        spread = run(*arguments)
+    assert spread[2].sharding.shard_shape(spread[2].shape) == (one.config.layers + 1, 1, 2, one.config.width)
+    found = [word for word in ("all-gather", "all-reduce", "all-to-all", "collective") if word in program.as_text()]
+    assert not found, found
+    jax.tree.map(functools.partial(close, tolerance=1e-5), alone, spread)
 
 
 def equations(jaxpr: Any) -> list[Any]:

@@ -1,0 +1,215 @@
+"""Where rows come from: JSON lines and lists, Parquet, Arrow, the `datasets` library, and mixes of these.
+
+A mix is the largest one that uses no row twice. With n_i rows of source i for training and weights w_i, source i gives
+floor(min_j(n_j / w_j) · w_i) rows: the source that runs out first gives all it has. Which rows the others give depends
+on (seed, number of the source) alone; they keep their order, and the sources stand one after another. The held-out part
+holds the held-out rows of all sources, in whatever proportion they come.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sla_jax.errors import UserError, nearest
+from sla_jax.training.data_config import DataConfig, SourceConfig
+from sla_jax.training.rows import BadRow
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
+Numbered = Iterator[tuple[int, Any]]  # (line or row number, row, or a BadRow for a line that is none)
+
+
+class Source(NamedTuple):
+    """One file, or one split of a data set."""
+
+    place: str  # "FILE, line": with a number behind it, where a row stands
+    content: str  # stands for the rows in the key of the token cache
+    split: str | None  # that all rows belong to; None: a row may name its own
+    wanted: str | None  # the split to train on; None = all
+    part: int  # of the mix
+    rows: Callable[[], Numbered]
+
+
+def open_sources(data: DataConfig, seed: int) -> list[Source]:
+    """What `data` names, in order; contents are hashed, rows not read. Raises UserError."""
+    if data.generated:
+        content = f"generated {data.generated} {seed}"
+        return [Source("generated pair", content, None, None, 0, lambda: _generated(data.generated, seed))]
+    if not (data.sources or data.files or data.dataset):
+        raise UserError("there is no training data; give --data.files FILE … or --data.dataset NAME.")
+    found: list[Source] = []
+    mix: Sequence[SourceConfig | DataConfig] = data.sources or [data]
+    for part, source in enumerate(mix):
+        if source.dataset:
+            wanted = (source.split, data.heldout_split)
+            found += _dataset(source.dataset, source.subset, wanted, part)
+        else:
+            found += [_file(Path(name), source.split, part) for name in source.files]
+    return found
+
+
+def mix_rows(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[np.ndarray]:
+    """Per source the numbers of the rows that it gives, ascending."""
+    least = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+    chosen = []
+    for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+        count = min(size, int(least * weight + 1e-9))
+        if count == 0:
+            rows = ", ".join(map(str, sizes))
+            raise UserError(
+                f"source {number + 1} of data.sources would give no row to the mix: the sources have {rows} rows to "
+                f"train on and the weights {', '.join(f'{w:g}' for w in weights)}. Check its files and split, or the "
+                "weights."
+            )
+        chosen.append(np.sort(np.random.default_rng([seed, number]).permutation(size)[:count]))
+    return chosen
+
+
+def _generated(count: int, seed: int) -> Numbered:
+    from sla_jax.training.tiny import generated_pairs
+
+    for number, pair in enumerate(generated_pairs(count, seed)):
+        yield number, pair._asdict()
+
+
+# ---- the `datasets` library ----
+
+
+def _dataset(name: str, subset: str | None, wanted: tuple[str | None, str | None], part: int) -> list[Source]:
+    """Splits of a data set: the one to train on (or all) and the one to hold out."""
+    import datasets
+
+    train, heldout = wanted
+    names = [train] if heldout is None or train is None else [train, heldout]
+    sources = []
+    for split in names:
+        try:
+            found = datasets.load_dataset(name, subset, split=split)
+        except Exception as error:  # the library raises a dozen unrelated types: connection, not found, bad config …
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"the data set {name!r} (subset {subset}, split {split or 'all'}) cannot be loaded: {reason} If this "
+                "machine is offline, download it elsewhere and pass its files with --data.files, or fill its cache."
+            ) from error
+        tables = found if split is None else {split: found}
+        for key, table in tables.items():
+            place = f"data set {name}, {key} row"
+            sources.append(Source(place, f"data set {table._fingerprint}", str(key), train, part, _rows_of(table)))
+    return sources
+
+
+def _rows_of(table: Any) -> Callable[[], Numbered]:
+    return lambda: enumerate(table)
+
+
+# ---- files ----
+
+
+def _file(path: Path, wanted: str | None, part: int) -> Source:
+    if not path.is_file():
+        beside = [other.name for other in path.parent.glob("*") if other.name.endswith(SUFFIXES)]
+        raise UserError(
+            f"there is no data file {path}. Give the path of a {', '.join(SUFFIXES)} file."
+            f"{nearest(path.name, beside) if path.parent.is_dir() else ''}"
+        )
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path} is not a kind of data file that is read; these are: {', '.join(SUFFIXES)}.")
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.name.endswith((".parquet", ".arrow")):
+        return Source(f"{path}, row", content, None, wanted, part, lambda: _table_rows(path))
+    if _is_list(path):
+        return Source(f"{path}, row", content, None, wanted, part, lambda: _json_list(path))
+    return Source(f"{path}, line", content, None, wanted, part, lambda: _json_lines(path))
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+
+
+def _unreadable(path: Path, line: int, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read behind line {line}: {error}. Is it complete, and gzip if its name says so?"
+    )
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a .json file is one list of rows, and not a row a line."""
+    if not path.name.endswith((".json", ".json.gz")):
+        return False
+    try:
+        with _open(path) as file:
+            return bool(file.read(64).lstrip().startswith(b"["))
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise _unreadable(path, 0, error) from error
+
+
+def _json_list(path: Path) -> Numbered:
+    try:
+        with _open(path) as file:
+            rows = json.loads(file.read())
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise _unreadable(path, 0, error) from error
+    except ValueError as error:
+        raise UserError(f"{path} begins like a list of rows and is not JSON: {error}.") from error
+    yield from enumerate(rows)
+
+
+def _json_lines(path: Path) -> Numbered:
+    line = 0
+    try:
+        with _open(path) as file:
+            for line, raw in enumerate(file, start=1):
+                yield line, _decode(raw)
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise _unreadable(path, line, error) from error
+
+
+def _decode(raw: bytes) -> Any:
+    if not raw.strip():
+        return BadRow("empty line")
+    try:
+        return json.loads(raw)
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8 text ({error.reason} at byte {error.start})")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not JSON ({error.msg} at column {error.colno})")
+
+
+def _table_rows(path: Path) -> Numbered:
+    import pyarrow
+
+    start = 0
+    try:
+        for batch in _parquet(path) if path.name.endswith(".parquet") else _arrow(path):
+            rows = batch.to_pylist()
+            yield from enumerate(rows, start)
+            start += len(rows)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        kind = "Parquet" if path.name.endswith(".parquet") else "Arrow"
+        raise UserError(f"{path} is not a readable {kind} file: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        yield from file.iter_batches()
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Record batches of an Arrow file: the stream format that `datasets` writes, or the file format."""
+    from pyarrow import ipc, memory_map
+
+    with memory_map(str(path)) as file:
+        if file.read(6) == b"ARROW1":
+            file.seek(0)
+            reader = ipc.open_file(file)
+            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            file.seek(0)
+            yield from ipc.open_stream(file)
