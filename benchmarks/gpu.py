@@ -129,7 +129,7 @@ def measure_training(config: ModelConfig, options: Options) -> list[dict[str, st
         steps = Steps(plan, parts, Frozen(policy=policy), [batch], mesh)
         seconds = turns({"step": steps, "forward": Forward(base, policy, steps)}, options.repeats)
     device = jax.devices()[0]
-    tokens, peak = int(examples.totals.sum()), cost.peak(device)
+    tokens, peak = int(examples.totals.sum()), cost.peak(device.device_kind)
     flops = cost.step_flops(plan, tokens, int(examples.scored.sum()), options.length)
     return [
         {

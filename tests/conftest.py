@@ -5,6 +5,7 @@ call into `sla_jax` is checked against its annotations (jaxtyping shapes too) by
 in `.cache/jax`. All of it is set in `pytest_configure`, which runs before any test module, and so jax, is imported.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -73,6 +74,16 @@ def tiny_tokenizer_dir(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_let_go() -> Iterator[None]:
+    """A compiled program takes memory maps, of which a process may have 65,530: with all of a run's it would crash."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def _checkpoints(config: TrainConfig, out: Path) -> Iterator[tuple[Steps, Steps 
 
 
 class _Pending(NamedTuple):
-    """A step under way: its scalars are read when the next one has been started, so that no device waits."""
+    """A step under way: its scalars are read when the next batch is ready, so that batches are made meanwhile."""
 
     done: int
     scalars: dict[str, Array]
@@ -188,18 +188,19 @@ def fit(run: Run, state: TrainState, programs: Programs, steps: Steps, best: Ste
     """Take the remaining steps; see `train` for how it ends."""
     options, pending = run.config, None
     begin = int(state.step)
+    if begin == 0 and options.policy.weight and len(run.heldout) and not hosts.agreed(len(log.heldout())):
+        _evaluate(run, state, programs, best, log)  # what the policy could before
     with hosts.stopping() as stop, _profiler(run) as profile, bar("training") as tell:
         for step in range(begin, begin if _enough(run, log) else run.total):
             profile(step)
-            began = time.perf_counter()
             numbers = step_numbers(run, step)
             batch = put_batch(run.source, numbers, run.mesh)
             if step == begin:
                 _announce(run, state, batch)
-            state, scalars = programs.step(state, run.frozen, batch)
             if pending is not None:
                 _finish(run, pending, log, tell)
-                began = time.perf_counter()  # this step runs from when the one before it was done
+            began = time.perf_counter()
+            state, scalars = programs.step(state, run.frozen, batch)
             done, last = step + 1, step + 1 == run.total
             pending = _Pending(done, scalars, numbers, began, waste(run.source.examples, numbers, batch))
             evaluating = last or done % (options.eval_every or run.per_epoch) == 0

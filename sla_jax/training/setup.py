@@ -70,7 +70,7 @@ def read_examples(config: TrainConfig, base: Base) -> Examples:
 
     def read() -> Examples:
         with bar("tokens") as tell:
-            return load_examples(
+            examples = load_examples(
                 config.data,
                 config.task,
                 base.directory,
@@ -79,6 +79,8 @@ def read_examples(config: TrainConfig, base: Base) -> Examples:
                 progress=lambda done, total: tell(done, total, "rows"),
                 say=say,
             )
+            tell(len(examples), len(examples), "rows")
+            return examples
 
     examples = read() if hosts.first() else None
     hosts.meet("tokens")

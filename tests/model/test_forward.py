@@ -148,7 +148,7 @@ def test_features_are_gathered_within_each_shard() -> None:
     one = families.family("llama31")
     tokens, places = some_tokens(rows=8, seed=7, length=24), jnp.asarray([[3, 40], [0, 1], [47, 9], [5, 5]], jnp.int32)
     alone = run(one.policy, one.config, tokens, places)
-    mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+    mesh = sharding.make_mesh(data=4, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
         split = sharding.named(mesh, "batch", None, rules=sharding.ACTIVATIONS)
         weights = jax.device_put(one.policy, sharding.named(mesh, rules=sharding.TRAIN))

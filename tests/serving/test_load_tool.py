@@ -274,9 +274,11 @@ def test_an_interrupted_run_prints_what_it_has(monkeypatch: pytest.MonkeyPatch, 
         return whole(*values)
 
     monkeypatch.setattr(load, "Sample", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with none
     with served(Stub()) as stub:
         options = ["--requests", "500", "--concurrency", "1", "--warmup", "0"]
         serving.main(["--url", stub.url, *options])
+    signal.signal(signal.SIGINT, before)
     assert "500 requests a row, closed loop; interrupted" in capsys.readouterr().out
     assert len(stub.bodies) < 500
 

@@ -184,7 +184,7 @@ def step_loss(batch: list[Slow], classes: bool) -> dict[str, float]:
             right.append((token.label, example.weight, win(logits[token.label], logits[1 - token.label])))
     return {
         "loss": over_tokens(losses),
-        "step": over_tokens(losses),
+        "step_loss": over_tokens(losses),
         "step_accuracy": over_tokens([(w, x) for _, w, x in right]),
         "step_accuracy_good": over_tokens([(w, x) for label, w, x in right if label == 1]),
         "step_accuracy_bad": over_tokens([(w, x) for label, w, x in right if label == 0]),

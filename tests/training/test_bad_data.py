@@ -256,7 +256,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"length_pool": -1}, "data.length_pool=-1 must be at least 0"),
     ({"max_bad": 1.0}, "data.max_bad=1.0 is a part of all rows"),
     ({"separator": ""}, "data.separator is empty"),
-    ({"cache": ""}, "data.cache is empty; give a folder, or null"),
+    ({"cache": ""}, "data.cache is empty; give a folder, or None"),
     ({"split": "x", "sources": (SourceConfig(files=("a",)),)}, "data.split='x' stands beside data.sources"),
 ]
 SOURCES: list[tuple[dict[str, Any], str]] = [

@@ -167,7 +167,7 @@ def test_a_run_logs_and_leaves_what_the_page_says(tmp_path: Path) -> None:
     )
     out = train_on(config, make_mesh(devices=jax.devices()[:1]))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["train", "heldout"]
+    assert [line["kind"] for line in lines] == ["heldout", "train", "heldout"]
     for line in lines:
         assert not line.keys() - named(line["kind"]) - {"kind", "step"}
     folder = section("The run's folder")
