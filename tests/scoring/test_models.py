@@ -14,6 +14,7 @@ from sla_jax.errors import UserError
 from sla_jax.model import forward
 from sla_jax.model.config import from_hf
 from sla_jax.model.policy import init_policy
+from sla_jax.scoring import rows
 from sla_jax.scoring.candidate import Candidate, Scorer
 from sla_jax.scoring.channel import ChannelScorer
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
@@ -25,6 +26,14 @@ from tests.tiny import byte_level_tokenizer, tiny_hf
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 TEXTS = ("Paris.", "It is 42, and 7 more is 49. " * 4, "Please do not be rude", "naïve café")
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of a few rows. At 4,096 tokens a batch XLA:CPU gave NaN in about one process of ten, with finite weights
+    and gone once compiled anew: not understood yet, and not what these tests are about.
+    """
+    monkeypatch.setattr(rows, "BATCH_TOKENS", 256)
 
 
 def candidates(finished: bool) -> list[Candidate]:
@@ -49,6 +58,7 @@ def reward_checkpoint(directory: Path, num_labels: int) -> Path:
     return directory
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_the_channels_score_is_the_mean_reward_of_the_answer(channel_dir: Path) -> None:
     scorer = ChannelScorer(channel_dir)
     model = sla_jax.load(channel_dir)
@@ -59,6 +69,7 @@ def test_the_channels_score_is_the_mean_reward_of_the_answer(channel_dir: Path) 
     np.testing.assert_allclose(scorer.score(candidates(False)), unfinished, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_an_answer_without_tokens_is_read_at_the_prompts_end(channel_dir: Path) -> None:
     model = sla_jax.load(channel_dir)
     prompt = chat_ids(model.tokenizer, QUESTION)
@@ -66,6 +77,7 @@ def test_an_answer_without_tokens_is_read_at_the_prompts_end(channel_dir: Path) 
     np.testing.assert_allclose(ChannelScorer(channel_dir).score([Candidate(QUESTION, "", [], False)]), want, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_a_reward_model_scores_at_the_last_token(reward_dir: Path) -> None:
     scorer = make_scorer(ScorerConfig(kind="reward_model", checkpoint=str(reward_dir)))
     loaded = checkpoint.load(reward_dir, dtype=jnp.dtype(jnp.float32))
