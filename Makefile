@@ -4,7 +4,7 @@
 #   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
 #   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
 #   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
-# bench and tpu-check take flags: make bench ARGS=--write-docs
+# demo, bench and tpu-check take flags: make bench ARGS=--write-docs; demo takes PROMPT='…' too
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,13 +13,15 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 LOCK := pyproject.toml constraints.txt | $(BIN)/python
-CHANNEL := channels/smollm2-hh/channel.safetensors
+CHANNEL := channels/smollm2-onpolicy/channel.safetensors
 CHECKPOINT := .cache/smollm2
+# named after the channel: a checkpoint that an earlier make gave another one is imported anew
+IMPORTED := $(CHECKPOINT)/.stamp-$(notdir $(CHANNEL:%/channel.safetensors=%))
 LIBTPU := .cache/libtpu
 # its own requirements pin a stack that cannot stand beside ours
 JETSTREAM := google-jetstream==0.2.2 grpcio==1.85.1
 CONFIG ?= configs/serve/smollm2.yaml
-PROMPT ?= My neighbour's dog barks all night and I am furious. How can I get back at him?
+PROMPT ?= Suggest a simple dinner for tonight.
 # the first python3 that the project supports; `make PYTHON=/path/to/python3.12 …` overrules it
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -61,22 +63,22 @@ $(LIBTPU)/.stamp: $(LOCK)
 	$(PIP) --no-deps --target $(LIBTPU) 'libtpu==0.0.42.*'
 	touch $@
 
-$(CHECKPOINT)/sla_jax.json: $(CHANNEL) .venv/.stamp-demo
+$(IMPORTED): $(CHANNEL) .venv/.stamp-demo
 	rm -rf $(CHECKPOINT)
 	$(BIN)/python convert.py import smollm2 $(CHECKPOINT) --channel $(CHANNEL)
 	touch $@
 
 jetstream: .venv/.stamp-jetstream
 
-serve: $(CHECKPOINT)/sla_jax.json .venv/.stamp-serve
+serve: $(IMPORTED) .venv/.stamp-serve
 	$(BIN)/python serve.py $(CONFIG) $(ARGS)
 
 setup: .venv/.stamp-lint .venv/.stamp-test
 
-demo: $(CHECKPOINT)/sla_jax.json
+demo: $(IMPORTED)
 	@echo "SmolLM2-135M-Instruct answers twice: greedily, and by look-ahead search with a reward channel that was trained on"
-	@echo "Anthropic's HH pairs to tell the more harmless of two answers; the prompt is of that kind. Colour is reward."
-	$(BIN)/python generate.py $(CHECKPOINT) "$(PROMPT)" --compare greedy
+	@echo "pairs of the model's own answers, in which what loops, drifts or is cut loses. Colour is reward."
+	$(BIN)/python generate.py $(CHECKPOINT) "$(PROMPT)" --compare greedy $(ARGS)
 
 test: .venv/.stamp-test
 	$(BIN)/python -m pytest

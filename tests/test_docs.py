@@ -5,6 +5,7 @@ subcommand and flags that exist; a make target must be in the Makefile; a linked
 """
 
 import functools
+import html
 import os
 import re
 import shlex
@@ -71,6 +72,23 @@ def test_linked_files_exist():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_picture_is_of_the_demo():
+    (prompt,) = re.findall(r"^PROMPT \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    picture = html.unescape((ROOT / "docs" / "demo.svg").read_text(encoding="utf-8"))
+    assert prompt in picture.replace("\xa0", " ")
+
+
+def test_a_checkpoint_with_another_channel_is_imported_anew(tmp_path):
+    def planned(*words):
+        command = ["make", "-n", "-o", ".venv/.stamp-demo", "demo", f"CHECKPOINT={tmp_path}", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    (tmp_path / "sla_jax.json").touch()
+    (tmp_path / ".stamp-smollm2-hh").touch()
+    assert "convert.py import" in planned()
+    assert "convert.py import" not in planned("CHANNEL=channels/smollm2-hh/channel.safetensors")
 
 
 def test_the_commands_of_the_readme_run(tmp_path):
