@@ -62,7 +62,8 @@ def load_base(config: TrainConfig, out: Path, mesh: Mesh) -> Base:
     loaded = store.load(directory, dtype=dtype, shardings=param_shardings(found.config, mesh, TRAIN))
     bare = without_channel(loaded.config)
     policy = with_channel(loaded.policy, bare, None)
-    return Base(policy, bare, loaded.raw_config, directory, load_tokenizer(directory), loaded.provenance)
+    raw = store.raw_with_channel(loaded.raw_config, None)
+    return Base(policy, bare, raw, directory, load_tokenizer(directory), loaded.provenance)
 
 
 def read_examples(config: TrainConfig, base: Base) -> Examples:

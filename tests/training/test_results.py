@@ -16,6 +16,7 @@ from sla_jax.checkpoint.adapter_file import load_adapter
 from sla_jax.model.forward import logits, trunk
 from sla_jax.model.lora import merged
 from sla_jax.model.score import score_values
+from tests.programs import tiny_checkpoint
 from tests.training import rows
 from tests.training.test_program import lines
 
@@ -82,7 +83,12 @@ def test_a_reward_model_loads_in_transformers(tmp_path: Path, kind: str) -> None
     np.testing.assert_allclose(values[:, -1] if kind == "pairs" else values, expected, atol=1e-4)
 
 
-def test_sft_lowers_the_loss_of_what_it_saw(tmp_path: Path) -> None:
-    out = run(tmp_path, "sft", "--policy.train full --policy.weight 1 --optimizer.max_steps 6", "sft")
+def test_sft_lowers_the_loss_of_what_it_saw_and_leaves_the_old_channel_behind(tmp_path: Path) -> None:
+    """A channel that was trained to read another policy does not come along."""
+    base = tiny_checkpoint(tmp_path / "with-channel", sharpness=1.0)
+    words = f"--model {base} --policy.train full --policy.weight 1 --optimizer.max_steps 6"
+    out = run(tmp_path, "sft", words, "sft")
+    assert store.load(base).config.channel is not None
+    assert store.load(out / "checkpoint").config.channel is None
     losses = [line["loss"] for line in lines(out) if line["kind"] == "train"]
     assert losses[-1] < losses[0] - 0.5
