@@ -12,9 +12,23 @@ _HOMES = {
     "Chunk": "api",
     "SLA": "decode.sla",
     "Greedy": "decode.greedy",
+    "BeamSearch": "decode.beam",
+    "BestOfN": "decode.best_of_n",
+    "SpeculativeRejection": "decode.speculative_rejection",
     "Sampling": "decode.sampling",
 }
-__all__ = ["SLA", "Chunk", "Greedy", "LanguageModel", "Sampling", "load", "use_compilation_cache"]
+__all__ = [
+    "SLA",
+    "BeamSearch",
+    "BestOfN",
+    "Chunk",
+    "Greedy",
+    "LanguageModel",
+    "Sampling",
+    "SpeculativeRejection",
+    "load",
+    "use_compilation_cache",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,28 +7,42 @@ for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SL
 
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sla_jax.decode.beam import BeamSearch
+from sla_jax.decode.beam_program import BeamProgram
+from sla_jax.decode.best_of_n import BestOfN
+from sla_jax.decode.completion import Completion, PoolRound, best
+from sla_jax.decode.cost import Cost
 from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.measures import needs_rewards
+from sla_jax.decode.pool_program import PoolProgram
 from sla_jax.decode.program import Program, bucket, check_biases, check_prompt
 from sla_jax.decode.result import Round
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.sla import SLA
+from sla_jax.decode.speculative_rejection import SpeculativeRejection
 from sla_jax.errors import UserError
 from sla_jax.loading import engine, load_model
 from sla_jax.model import forward
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
+from sla_jax.scoring.candidate import Scorer
+from sla_jax.scoring.judge import Judge, messages_of
 from sla_jax.text import TextStream, chat_ids, response_ids
 
 GREEDY = Sampling()
+Item = TypeVar("Item")
 Messages = Sequence[dict[str, str]]
+Pools = BestOfN | SpeculativeRejection
+Search = Greedy | SLA | Pools | BeamSearch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,9 @@ class Chunk:
     margin: float | None
     alive: int
     usage: Usage
+    cost: Cost
+    phase: int | None = None  # of a decoder that samples whole answers
+    ended: tuple[Completion, ...] = ()  # its candidates whose fate this round decided
     finish_reason: str | None = None  # "stop" or "length" with the last chunk
 
 
@@ -63,26 +80,43 @@ class LanguageModel:
         self.end_tokens = tuple(end_tokens)
         self._engine = engine(config)
         self._programs: dict[Any, Program] = {}
+        self._pool_program, self._beam_program = PoolProgram(self._engine), BeamProgram(self._engine)
         self._trunk = jax.jit(functools.partial(_rewards, config))
 
     def stream(
         self,
         prompt: Messages | Sequence[int] | str,
         *,
-        search: Greedy | SLA | None = None,
+        search: Search | None = None,
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
+        scorer: Scorer | None = None,
     ) -> Iterator[Chunk]:
         """Yield text as it is committed. `prompt`: messages (chat template), a raw string, or token ids.
 
+        Decoders that sample whole answers yield chunks without text while they work, and the answer with the last one;
+        `scorer` ranks their candidates in place of what their `score` says, and needs a prompt of messages or a string.
         Raises UserError if the prompt and max_tokens exceed the context, or a search needs rewards the model lacks.
         """
-        ids = self.prompt_ids(prompt)
-        text = TextStream(self.tokenizer)
-        spent = 0
-        for number, (round_,) in enumerate(self._rounds([ids], search or Greedy(), [max_tokens], [sampling])):
+        decoder, ids = search or Greedy(), self.prompt_ids(prompt)
+        if isinstance(decoder, Greedy | SLA):
+            if scorer is not None:
+                raise UserError("a scorer ranks whole candidates; it goes with BestOfN and SpeculativeRejection.")
+            return self._trees(ids, decoder, max_tokens, sampling)
+        if isinstance(decoder, BeamSearch):
+            check_beam(sampling, scorer)
+            self._check(ids, max_tokens, sampling)
+            return self._whole(self._beam_program.stream(self.policy, decoder, [ids], max_tokens, self.end_tokens), ids)
+        judge = None if scorer is None else Judge(scorer, messages_of(prompt), self.tokenizer)
+        self._check_pool(decoder, sampling, judge)
+        self._check(ids, max_tokens, sampling)
+        common = (max_tokens, self.end_tokens, [sampling], judge)
+        return self._whole(self._pool_program.stream(self.policy, decoder, [ids], *common), ids, judge)
+
+    def _trees(self, ids: list[int], decoder: Greedy | SLA, limit: int, sampling: Sampling) -> Iterator[Chunk]:
+        text, spent, clock = TextStream(self.tokenizer), 0, Clock()
+        for number, (round_,) in enumerate(clock.timed(self._rounds([ids], decoder, [limit], [sampling]))):
             spent += len(round_.tokens)
-            usage = Usage(prompt_tokens=len(ids), completion_tokens=spent, explored_tokens=round_.explored)
             piece = text.push(round_.tokens) + (text.finish() if round_.done else "")
             yield Chunk(
                 round=number,
@@ -92,9 +126,56 @@ class LanguageModel:
                 score=round_.score,
                 margin=round_.margin,
                 alive=round_.alive,
-                usage=usage,
+                usage=Usage(prompt_tokens=len(ids), completion_tokens=spent, explored_tokens=round_.explored),
+                cost=Cost(
+                    steps=round_.steps,
+                    lane_steps=round_.steps * decoder.lanes,
+                    explored_tokens=round_.explored,
+                    committed_tokens=spent,
+                    kv_bytes=self.kv_bytes(len(ids) + spent + decoder.lanes * decoder.held),
+                    seconds=clock.seconds,
+                ),
                 finish_reason=("stop" if round_.stopped else "length") if round_.done else None,
             )
+
+    def _whole(self, rounds: Iterator[list[PoolRound]], ids: list[int], judge: Judge | None = None) -> Iterator[Chunk]:
+        """Chunks of a decoder that has no text before its end."""
+        clock, ended, steps, lane_steps, places = Clock(), list[Completion](), 0, 0, 0
+        for number, (round_,) in enumerate(clock.timed(rounds)):
+            ended += round_.ended
+            lane_steps += round_.lanes * (round_.steps - steps)
+            steps, places = round_.steps, max(places, round_.lanes * round_.tokens)
+            answer = best(ended) if round_.done else None
+            tokens = [] if answer is None else answer.tokens
+            text = TextStream(self.tokenizer)
+            yield Chunk(
+                round=number,
+                token_ids=tokens,
+                text=text.push(tokens) + text.finish(),
+                rewards=[] if answer is None else answer.rewards or self._rewards_of(ids, tokens),
+                score=None if answer is None else answer.score,
+                margin=None,
+                alive=round_.alive,
+                usage=Usage(prompt_tokens=len(ids), completion_tokens=len(tokens), explored_tokens=round_.explored),
+                cost=Cost(
+                    steps=steps,
+                    lane_steps=lane_steps,
+                    explored_tokens=round_.explored,
+                    committed_tokens=len(tokens),
+                    kv_bytes=self.kv_bytes(len(ids) + places),
+                    scorer_tokens=0 if judge is None else judge.tokens,
+                    scorer_seconds=0.0 if judge is None else judge.seconds,
+                    seconds=clock.seconds,
+                ),
+                phase=round_.phase,
+                ended=tuple(round_.ended),
+                finish_reason=None if answer is None else answer.finish,
+            )
+
+    def kv_bytes(self, positions: int) -> int:
+        """Bytes of the keys and values of so many positions."""
+        config, size = self.config, self.policy.norm[...].dtype.itemsize
+        return 2 * config.layers * config.kv_heads * config.head_dim * size * positions
 
     def generate(
         self,
@@ -151,10 +232,8 @@ class LanguageModel:
         limits: Sequence[int],
         samplings: Sequence[Sampling],
     ) -> tuple[Program, Any]:
-        for prompt, limit in zip(prompts, limits, strict=True):
-            check_prompt(prompt, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
-        for sampling in samplings:
-            check_biases(sampling, vocabulary=self.config.vocab_size)
+        for prompt, limit, sampling in zip(prompts, limits, samplings, strict=True):
+            self._check(prompt, limit, sampling)
         if decoder.needs_rewards:
             self._require_channel("look-ahead search")
         if decoder not in self._programs:
@@ -162,12 +241,48 @@ class LanguageModel:
         program = self._programs[decoder]
         return program, program.start(self.policy, prompts, limits, self.end_tokens, samplings)
 
+    def _check(self, ids: Sequence[int], limit: int, sampling: Sampling) -> None:
+        check_prompt(ids, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
+        check_biases(sampling, vocabulary=self.config.vocab_size)
+
+    def _check_pool(self, decoder: Pools, sampling: Sampling, judge: Judge | None) -> None:
+        if decoder.n > 1 and sampling.temperature == 0:
+            raise UserError(f"at temperature 0 all n={decoder.n} candidates are the same; give a temperature above 0.")
+        if judge is None and needs_rewards(decoder.terms):
+            self._require_channel(f"the score {decoder.score!r}")
+
+    def _rewards_of(self, ids: list[int], tokens: list[int]) -> list[float]:
+        return [] if self.config.channel is None else self.token_rewards(ids, tokens)
+
     def _require_channel(self, what: str) -> None:
         if self.config.channel is None:
             raise UserError(
                 f"{what} needs a reward channel and this checkpoint has none; train one with train.py, or attach one "
                 "with `python convert.py import SRC DST --channel FILE`."
             )
+
+
+def check_beam(sampling: Sampling, scorer: Scorer | None) -> None:
+    """Raise UserError for what beam search has no use for."""
+    if sampling != GREEDY or scorer is not None:
+        raise UserError("beam search looks for the most probable answer; it takes no sampling options and no scorer.")
+
+
+class Clock:
+    """Seconds spent waiting for an iterator's items."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items."""
+        while True:
+            began = time.perf_counter()
+            item = next(items, None)
+            self.seconds += time.perf_counter() - began
+            if item is None:
+                return
+            yield item
 
 
 def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:

@@ -94,6 +94,7 @@ def engine(config: ModelConfig) -> Engine:
             step=functools.partial(decoding.step, params, config, decoder.chunk),
             fork=functools.partial(decoding.fork, decoder.chunk),
             commit=functools.partial(decoding.commit, decoder.chunk),
+            regroup=decoding.regroup,
         )
 
     return Engine(prefill, steps)

@@ -20,7 +20,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sla_jax.api import Chunk
+from sla_jax.api import Chunk, Search
+from sla_jax.decode.beam import BeamSearch
+from sla_jax.decode.best_of_n import BestOfN
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.text import TextStream
@@ -77,9 +79,15 @@ def timed(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, float]]:
         yield chunk, time.perf_counter() - began
 
 
-def describe(decoder: SLA | Greedy) -> str:
-    """`look-ahead 2/10/2` (width/chunk/depth) or `greedy`."""
-    return "greedy" if isinstance(decoder, Greedy) else f"look-ahead {decoder.width}/{decoder.chunk}/{decoder.depth}"
+def describe(decoder: Search) -> str:
+    """`look-ahead 2/10/2` (width/chunk/depth), `greedy`, `beam search 4`, `best of 8`, `speculative rejection of 9`."""
+    if isinstance(decoder, SLA):
+        return f"look-ahead {decoder.width}/{decoder.chunk}/{decoder.depth}"
+    if isinstance(decoder, Greedy):
+        return "greedy"
+    if isinstance(decoder, BeamSearch):
+        return f"beam search {decoder.beams}"
+    return f"best of {decoder.n}" if isinstance(decoder, BestOfN) else f"speculative rejection of {decoder.n}"
 
 
 @contextlib.contextmanager
@@ -90,13 +98,19 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def print_stream(chunks: Iterable[Chunk], column: "Column | None" = None) -> None:
-    """Text as it is committed, then the tally; a column, if given, takes the chunks too."""
+    """Text as it is committed, then the tally; a column, if given, takes the chunks too.
+
+    While a decoder that samples whole answers has none, a line on standard error says how far it is."""
     tally = Tally()
-    for chunk, seconds in timed(chunks):
-        tally.add(chunk, seconds)
-        if column is not None:
-            column.add(chunk, seconds)
-        print(chunk.text, end="", flush=True)
+    with Console(file=sys.stderr).status("searching") as status:
+        for chunk, seconds in timed(chunks):
+            tally.add(chunk, seconds)
+            if column is not None:
+                column.add(chunk, seconds)
+            if chunk.text:
+                status.stop()
+            status.update(f"{chunk.alive} candidates alive, {chunk.usage.explored_tokens} tokens explored")
+            print(chunk.text, end="", flush=True)
     print(flush=True)
     Console(file=sys.stderr).print(tally.line(), style="dim", highlight=False, soft_wrap=True)
 
@@ -109,12 +123,21 @@ def print_json(chunks: Iterable[Chunk]) -> None:
     for last in chunks:
         ids += last.token_ids
         text += last.text
+        if last.phase is not None:
+            print(json.dumps(_progress(last)), flush=True)
         if last.token_ids:
             names = ("round", "token_ids", "text", "rewards", "score", "margin")
             print(json.dumps({name: getattr(last, name) for name in names}), flush=True)
     assert last is not None, "a stream has at least one chunk"
     end: dict[str, Any] = {"done": True, "finish_reason": last.finish_reason, "token_ids": ids, "text": text}
-    print(json.dumps(end | {"usage": dataclasses.asdict(last.usage)}), flush=True)
+    end |= {"usage": dataclasses.asdict(last.usage), "cost": dataclasses.asdict(last.cost)}
+    print(json.dumps(end), flush=True)
+
+
+def _progress(chunk: Chunk) -> dict[str, Any]:
+    """How far a search is that has no text yet, and the candidates whose fate is known."""
+    counts = {"alive": chunk.alive, "explored_tokens": chunk.usage.explored_tokens}
+    return {"round": chunk.round, "phase": chunk.phase, **counts, "candidates": [one._asdict() for one in chunk.ended]}
 
 
 def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> dict[str, "Column"]:

@@ -24,7 +24,7 @@ def test_json_lines(checkpoint, capsys):
     generate.main([checkpoint, "What is the capital of France?", "--json", *SMALL])
     *chunks, end = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert all(set(c) == {"round", "token_ids", "text", "rewards", "score", "margin"} for c in chunks)
-    assert set(end) == {"done", "finish_reason", "token_ids", "text", "usage"}
+    assert set(end) == {"done", "finish_reason", "token_ids", "text", "usage", "cost"}
     assert end["done"] is True and end["finish_reason"] in ("stop", "length")
     assert [t for c in chunks for t in c["token_ids"]] == end["token_ids"]
     assert "".join(c["text"] for c in chunks) == end["text"]
@@ -78,6 +78,8 @@ def test_raw_and_system_change_what_the_model_reads(checkpoint, capsys):
     ("flags", "says"),
     [
         (["--search.method", "greedy", "--search.width", "3"], "--search.width means nothing"),
+        (["--search.alpha", "0.5"], "--search.alpha means nothing to --search.method sla; that takes"),
+        (["--search.method", "best_of_n"], "at temperature 0"),
         (["--search.width", "0"], "width=0 is out of range"),
         (["--serach.width", "2"], "Did you mean '--search.width'"),
         (["--max-tokens", "0"], "max_tokens=0"),

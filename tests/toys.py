@@ -8,6 +8,7 @@ tokens at every step: a wrong fork, a wrong commit or a wrong place gives a wron
 travel in the cache, so that one compiled program serves every world of its shape.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sla_jax.decode import lanes
+from sla_jax.decode import lanes, pool
 from sla_jax.decode.choice import choices
+from sla_jax.decode.completion import PoolRound
+from sla_jax.decode.pool_program import Judge, PoolProgram
 from sla_jax.decode.program import Engine, Program
 from sla_jax.decode.result import Round
 from sla_jax.decode.sampling import Sampling
@@ -81,7 +84,7 @@ def prefill(rows: Sequence[tuple[Tables, int]], width: int, places: int) -> tupl
 
 
 def steps(chunk: int) -> Steps:
-    """The three moves of `sla_jax/decode/steps.py` for chunks of this many tokens."""
+    """The four moves of `sla_jax/decode/steps.py` for chunks of this many tokens."""
 
     def step(tokens: Any, t: Any, cache: ToyCache) -> tuple[Any, Any, ToyCache]:
         place = cache.suffix.shape[2] - chunk + t
@@ -99,7 +102,11 @@ def steps(chunk: int) -> Steps:
         own = jnp.take_along_axis(cache.suffix, lane[:, None, None], axis=1)
         return cache._replace(prefix=_replay(cache.tables, cache.prefix, own, start, start + count)[:, 0])
 
-    return Steps(step, fork, commit)
+    def regroup(cache: ToyCache, parents: Any, places: int) -> ToyCache:
+        kept = jnp.take_along_axis(cache.suffix, parents[:, :, None], axis=1)
+        return cache._replace(suffix=jnp.pad(kept, ((0, 0), (0, 0), (places - kept.shape[2], 0))))
+
+    return Steps(step, fork, commit, regroup)
 
 
 def _replay(tables: Tables, prefix: Any, suffix: Any, first: Any, end: Any) -> Any:
@@ -127,8 +134,8 @@ class Row(NamedTuple):
     prompt: tuple[int, ...] = (0,)
 
 
-def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
-    """The lane state after prefill."""
+def planted(decoder: Any, rows: Sequence[Row], tops: int = 0) -> tuple[ToyCache, Any, Any, lanes.Prompts]:
+    """What prefill leaves: cache, logits, the last reward of every prompt; and the requests."""
     logits, reward, cache = prefill([(row.tables, row.start) for row in rows], decoder.lanes, decoder.held)
     most = max(len(row.ends) for row in rows) + 1
     arrays = {
@@ -138,14 +145,34 @@ def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
         "ends": np.array([[*row.ends, *[-1] * (most - len(row.ends))] for row in rows], np.int32),
     }
     choice = choices([row.sampling for row in rows], [tops] * len(rows))
-    prompts = lanes.Prompts(**jax.device_put(arrays), choice=choice)
+    return cache, logits, reward, lanes.Prompts(**jax.device_put(arrays), choice=choice)
+
+
+def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
+    """The lane state after prefill."""
+    cache, logits, reward, prompts = planted(decoder, rows, tops)
     sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "tops": tops}
     return _plant(cache, logits, reward, prompts, **sizes)
 
 
+_plant_pool = jax.jit(pool.plant, static_argnames="phase")
+
+
+def play_pool(decoder: Any, rows: Sequence[Row], judge: Judge | None = None) -> list[list[PoolRound]]:
+    """Run all rows, which have one limit, to the end: the rounds of each."""
+    phases = decoder.phases(rows[0].limit)
+    started = _plant_pool(*planted(phases[0], rows), phase=phases[0])
+    return [list(log) for log in zip(*_pools().play(None, decoder, phases, started, judge), strict=True)]
+
+
+@functools.cache
+def _pools() -> PoolProgram:
+    return PoolProgram(Engine(prefill=no_prefill, steps=_steps_of))
+
+
 def program(decoder: Any) -> Program:
     """The decoder's compiled round on toys; the worlds are in the state, so there are no parameters."""
-    return Program(Engine(prefill=_no_prefill, steps=_steps_of), decoder)
+    return Program(Engine(prefill=no_prefill, steps=_steps_of), decoder)
 
 
 def play(decoder: Any, rows: Sequence[Row]) -> list[oracles.Answer]:
@@ -176,5 +203,6 @@ def _steps_of(params: Any, decoder: Any) -> Steps:
     return steps(decoder.chunk)
 
 
-def _no_prefill(*arguments: Any) -> Any:
+def no_prefill(*arguments: Any) -> Any:
+    """Toys start from a state."""
     raise AssertionError("toys start from `state`")

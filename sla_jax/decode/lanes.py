@@ -51,6 +51,7 @@ class Lanes(NamedTuple):
     level: Int[Array, "R"]  # chunks between the committed text and an unfinished leaf
     committed: Int[Array, "R"]  # response tokens committed
     explored: Int[Array, "R"]  # tokens read in live lanes so far
+    steps: Int[Array, "R"]  # forward passes that read any of them
     done: Bool[Array, "R"]
     anchor: Float[Array, "R"]
     limit: Int[Array, "R"]  # max_tokens
@@ -107,6 +108,7 @@ def plant(
         level=zeros,
         committed=zeros,
         explored=zeros,
+        steps=zeros,
         done=prompts.limit <= 0,
         anchor=anchor,
         limit=prompts.limit,
@@ -273,4 +275,5 @@ def _record(lanes: Lanes, read: Next, reward: Array, place: Array) -> Lanes:
         stopped=lanes.stopped | ended,
         finished=lanes.finished | ended | (active & (length >= lanes.limit[:, None])),
         explored=lanes.explored + active.sum(axis=-1, dtype=jnp.int32),
+        steps=lanes.steps + active.any(axis=-1).astype(jnp.int32),
     )

@@ -1,4 +1,4 @@
-"""What a round tells the host: one packed int32 array [R, 8 + (3 + 2A)·P], so that one copy serves a round.
+"""What a round tells the host: one packed int32 array [R, 9 + (3 + 2A)·P], so that one copy serves a round.
 
 P tokens are the most that a round can commit, A the alternatives recorded beside each. Floats travel as their bits.
 `pack` runs on the device at the end of the round's program, `unpack` on the host.
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from sla_jax.decode.lanes import Lanes
 from sla_jax.decode.settle import Harvest
 
-HEAD = 8  # columns before the tokens: count, done, stopped, explored, alive, committed, score, margin
+HEAD = 9  # columns before the tokens: count, done, stopped, explored, alive, committed, steps, score, margin
 
 
 class Round(NamedTuple):
@@ -28,6 +28,7 @@ class Round(NamedTuple):
     alive: int  # lanes in the tree
     explored: int  # tokens read for this request since its prompt
     committed: int  # tokens of the answer so far
+    steps: int  # forward passes for this request since its prompt
     score: float | None  # mean reward of the response up to the winner's best leaf; None when nothing was committed
     margin: float | None  # score minus the best of the other first-level nodes; None when there was no other
     tops: list[list[tuple[int, float]]] = []  # per token, the model's A best (token, log-probability)
@@ -35,7 +36,7 @@ class Round(NamedTuple):
 
 def pack(lanes: Lanes, harvest: Harvest, alive: Int[Array, "R"]) -> Int[Array, "R C"]:
     """One round's rows; `alive` lanes were in the tree before anything was committed."""
-    head = (harvest.size, lanes.done, harvest.stopped, lanes.explored, alive, lanes.committed)
+    head = (harvest.size, lanes.done, harvest.stopped, lanes.explored, alive, lanes.committed, lanes.steps)
     columns = jnp.stack([x.astype(jnp.int32) for x in head], axis=1)
     scores = jnp.stack([_bits(harvest.score + lanes.anchor), _bits(harvest.margin)], axis=1)
     slots = len(alive)
@@ -70,8 +71,9 @@ def unpack(packed: np.ndarray, *, tops: int = 0) -> list[Round]:
                 explored=int(ints[3]),
                 alive=int(ints[4]),
                 committed=int(ints[5]),
-                score=float(reals[6]) if n else None,
-                margin=float(reals[7]) if n and np.isfinite(reals[7]) else None,
+                steps=int(ints[6]),
+                score=float(reals[7]) if n else None,
+                margin=float(reals[8]) if n and np.isfinite(reals[8]) else None,
                 tops=[list(zip(*pair, strict=True)) for pair in zip(ids, logprobs, strict=True)] if tops else [],
             )
         )

@@ -1,4 +1,4 @@
-"""What a decoder needs from a model: three functions on a cache it never looks into.
+"""What a decoder needs from a model: four functions on a cache it never looks into.
 
 A decoder imports no model. It is handed `Steps`, whose cache is any pytree: the real one (`model/decoding.py`), or a
 toy whose whole state is one integer per lane. R requests, W lanes each; t counts tokens within the current chunk.
@@ -13,7 +13,7 @@ Cache = Any
 
 
 class Steps(NamedTuple):
-    """The three moves on a cache.
+    """The four moves on a cache.
 
     step(tokens [R, W], t [], cache) → (logits [R, W, V] float32, reward [R, W] float32, cache):
         every lane reads its token t of the current chunk; the reward is that of the token just read.
@@ -22,8 +22,11 @@ class Steps(NamedTuple):
     commit(cache, lane [R], start [R], count [R]) → cache:
         request r's prefix grows by `count` tokens of lane[r]'s uncommitted ones, from place start[r] of the T
         places on (right-aligned: the chunk just decoded is the last k places). A count of 0 changes nothing.
+    regroup(cache, parents [R, W'], places) → cache:
+        the same uncommitted tokens in other lanes, as many as there are parents, with room for `places` ≥ T tokens.
     """
 
     step: Callable[[Array, Array, Cache], tuple[Array, Array, Cache]]
     fork: Callable[[Cache, Array, Array], Cache]
     commit: Callable[[Cache, Array, Array, Array], Cache]
+    regroup: Callable[[Cache, Array, int], Cache]

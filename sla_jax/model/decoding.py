@@ -144,6 +144,17 @@ def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, 
     return cache._replace(suffix=jax.tree.map(gather, cache.suffix), held=held)
 
 
+def regroup(cache: Cache, parents: Int[Array, "R w"], places: int) -> Cache:
+    """Only the lanes `parents`, in that order, with room for `places` ≥ T uncommitted tokens."""
+    index = parents[:, None, :, None, None]
+
+    def gather(x: Array) -> Array:
+        kept = jnp.take_along_axis(x, index, axis=2)
+        return jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (places - x.shape[3], 0), (0, 0)))
+
+    return cache._replace(suffix=jax.tree.map(gather, cache.suffix))
+
+
 def commit(chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R"], count: Int[Array, "R"]) -> Cache:
     """Append `count` ≤ chunk tokens of lane[r], from suffix place start[r] on, to the prefix of request r.
 

@@ -45,6 +45,7 @@ def engine(config: ModelConfig) -> Engine:
             functools.partial(decoding.step, params, config, decoder.chunk),
             functools.partial(decoding.fork, decoder.chunk),
             functools.partial(decoding.commit, decoder.chunk),
+            decoding.regroup,
         )
 
     return Engine(prefill, steps)

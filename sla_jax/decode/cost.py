@@ -1,0 +1,29 @@
+"""What an answer cost, in the same terms for every decoder."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One request's account, so far."""
+
+    steps: int
+    """Forward passes after the prompt's."""
+    lane_steps: int
+    """Rows of those passes: every pass counts all the lanes that it computes, alive or not."""
+    explored_tokens: int
+    """Tokens read by lanes that were alive."""
+    committed_tokens: int
+    """Tokens of the answer."""
+    kv_bytes: int
+    """Keys and values at the peak: the prompt and the committed text once, and all lanes' places for what is not."""
+    scorer_tokens: int = 0
+    """Tokens of the candidates that a scorer beside the policy was given, each time it was."""
+    scorer_seconds: float = 0.0
+    seconds: float = 0.0
+    """Wall time, compilation included; a caller's own time between two chunks is not counted."""
+
+    @property
+    def discarded_tokens(self) -> int:
+        """Explored and not in the answer (so far)."""
+        return self.explored_tokens - self.committed_tokens

@@ -1,0 +1,42 @@
+"""A scorer as what ranks a pool's candidates: token ids become text, and what scoring took is counted."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sla_jax.decode.completion import Completion
+from sla_jax.errors import UserError
+from sla_jax.scoring.candidate import Candidate, Message, Scorer
+from sla_jax.text import TextStream
+
+
+class Judge:
+    """Scores the candidates of one request, unfinished ones too; counts the tokens it was given and its seconds."""
+
+    def __init__(self, scorer: Scorer, messages: list[Message], tokenizer: Any):
+        self.scorer, self.messages, self.tokenizer = scorer, messages, tokenizer
+        self.tokens, self.seconds = 0, 0.0
+
+    def __call__(self, request: int, completions: list[Completion]) -> list[float]:
+        """One score a candidate. The pool has one request, number 0."""
+        assert request == 0, "a judge belongs to one request"
+        began = time.perf_counter()
+        scores = self.scorer.score([self._candidate(one) for one in completions])
+        self.seconds += time.perf_counter() - began
+        self.tokens += sum(len(one.tokens) for one in completions)
+        return [float(score) for score in scores]
+
+    def _candidate(self, one: Completion) -> Candidate:
+        stream = TextStream(self.tokenizer)
+        text = stream.push(one.tokens) + stream.finish()
+        return Candidate(self.messages, text, one.tokens, one.finish == "stop")
+
+
+def messages_of(prompt: Sequence[Any] | str) -> list[Message]:
+    """The conversation that a scorer sees; of a raw string, one user's turn. Raises UserError for token ids."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages = [dict(message) for message in prompt if isinstance(message, dict)]
+    if len(messages) < len(prompt):
+        raise UserError("a scorer reads text; give the prompt as messages or a string, not as token ids.")
+    return messages
