@@ -37,8 +37,7 @@ ROWS = {
     "last_bt + coherence (mc 0.1, td 0.1)": "--loss.name last_bt --loss.coherence_mc 0.1 --loss.coherence_td 0.1",
     "last_bt + coherence (mc 1)": "--loss.name last_bt --loss.coherence_mc 1",
     "seqwise_bt + coherence (mc 0.1)": "--loss.name seqwise_bt --loss.coherence_mc 0.1",
-    "seqwise_bt, balanced lengths": "--loss.name seqwise_bt --balance_lengths True",
-    "last_bt + coherence (mc 1), balanced lengths": "--loss.name last_bt --loss.coherence_mc 1 --balance_lengths True",
+    "seqwise_bt, balanced lengths": "--loss.name seqwise_bt --balance_lengths",
 }
 SHOWN = {
     "accuracy_mean": "held-out accuracy",
