@@ -22,7 +22,13 @@ from tests.pool_oracles import Draws, Fate
 from tests.toys import Row
 
 STATES, VOCAB = 6, 4
-SMALL = list(itertools.product([1, 2, 5], [0.0, 0.25, 0.5, 0.75], [1, 3]))  # n, alpha, chunk
+SMALL = [
+    (1, 0.5, 1),
+    (2, 0.25, 1),
+    (2, 0.5, 3),
+    (5, 0.0, 3),
+    *itertools.product([5], [0.25, 0.5, 0.75], [1, 3]),
+]  # n, alpha, chunk
 
 
 def some_rows(seed: int, limit: int, worlds: int = 6) -> list[Row]:
