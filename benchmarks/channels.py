@@ -33,11 +33,11 @@ ROWS = {
     "tokenwise_ce": "--loss.name tokenwise_ce",
     "seqwise_ce": "--loss.name seqwise_ce",
     "last_bt": "--loss.name last_bt",
-    "last_bt + coherence (mc 0.1)": "--loss.name last_bt --loss.coherence_mc 0.1",
-    "last_bt + coherence (mc 0.1, td 0.1)": "--loss.name last_bt --loss.coherence_mc 0.1 --loss.coherence_td 0.1",
-    "last_bt + coherence (mc 1)": "--loss.name last_bt --loss.coherence_mc 1",
-    "seqwise_bt + coherence (mc 0.1)": "--loss.name seqwise_bt --loss.coherence_mc 0.1",
-    "seqwise_bt, balanced lengths": "--loss.name seqwise_bt --balance_lengths",
+    "last_bt + coherence (mc 0.1)": "--loss.name last_bt --loss.coherence-mc 0.1",
+    "last_bt + coherence (mc 0.1, td 0.1)": "--loss.name last_bt --loss.coherence-mc 0.1 --loss.coherence-td 0.1",
+    "last_bt + coherence (mc 1)": "--loss.name last_bt --loss.coherence-mc 1",
+    "seqwise_bt + coherence (mc 0.1)": "--loss.name seqwise_bt --loss.coherence-mc 0.1",
+    "seqwise_bt, balanced lengths": "--loss.name seqwise_bt --balance-lengths",
 }
 SHOWN = {
     "accuracy_mean": "held-out accuracy",

@@ -151,4 +151,6 @@ class RewardBody(Body):
 
     prompt: Text
     response: Text
-    max_tokens: Literal[1] | None = Field(None, description="Nothing is generated; the original's client sends 1.")
+    max_tokens: Annotated[int, Field(ge=1, le=1)] | None = Field(
+        None, description="Nothing is generated; the original's client sends 1."
+    )

@@ -275,6 +275,7 @@ def test_rewards_of_a_response():
     refused(post(service, "/ck_check_reward_score", body, has_channel=False), 400, "no reward channel")
     refused(post(service, "/ck_check_reward_score", {**body, "response": "a" * 500}), 400, "64")
     refused(post(service, "/ck_check_reward_score", {**body, "max_tokens": 2}), 400, "max_tokens")
+    refused(post(service, "/ck_check_reward_score", {**body, "max_tokens": True}), 400, "max_tokens")
 
 
 # ---- both ----
