@@ -4,8 +4,11 @@ python eval.py channel CHECKPOINT --data FILE … [--split test] [--channel FILE
     how well a reward channel, or a reward model, ranks preference pairs: accuracies with standard errors
 python eval.py steps CHECKPOINT --data FILE … [--threshold 0.5 | --choose FILE …] [--json FILE]
     how well a reward channel, or a two-class head, finds the first bad step of an answer: ProcessBench's figures
+python eval.py replay TRACE [--checkpoint CHECKPOINT] [--tolerance X] [--teacher-forced]
+    whether a recorded search (generate.py --trace) agrees with itself, and with the model; see docs/traces.md
 """
 
+import sys
 from collections.abc import Callable
 
 from sla_jax.config import parse
@@ -40,13 +43,26 @@ def steps(argv: list[str]) -> None:
     print(metrics.table(figures))
 
 
+def replay(argv: list[str]) -> None:
+    """Check a trace; say what was compared, or the first thing that differs and exit 1."""
+    from sla_jax.trace.config import ReplayConfig
+
+    config = parse(ReplayConfig, argv, prog="eval.py replay", description="Check a recorded search.")
+    from sla_jax.trace.report import replayed
+
+    said, good = replayed(config)
+    print(said)
+    if not good:
+        sys.exit(1)
+
+
 def named(argv: list[str]) -> list[str]:
     """The first word, if it is neither a flag nor a config, is the checkpoint."""
     bare = argv and not argv[0].startswith("--") and not argv[0].endswith((".yaml", ".yml"))
     return ["--checkpoint", *argv] if bare else argv
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"channel": channel, "steps": steps}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"channel": channel, "steps": steps, "replay": replay}
 
 
 def main(argv: list[str]) -> None:

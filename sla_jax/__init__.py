@@ -15,9 +15,12 @@ _HOMES = {
     "BeamSearch": "decode.beam",
     "BestOfN": "decode.best_of_n",
     "SpeculativeRejection": "decode.speculative_rejection",
+    "StepBeam": "decode.step_beam",
+    "DVTS": "decode.dvts",
     "Sampling": "decode.sampling",
 }
 __all__ = [
+    "DVTS",
     "SLA",
     "BeamSearch",
     "BestOfN",
@@ -26,6 +29,7 @@ __all__ = [
     "LanguageModel",
     "Sampling",
     "SpeculativeRejection",
+    "StepBeam",
     "load",
     "use_compilation_cache",
 ]

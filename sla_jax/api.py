@@ -18,17 +18,20 @@ import numpy as np
 
 from sla_jax.decode.beam import BeamSearch
 from sla_jax.decode.beam_program import BeamProgram
-from sla_jax.decode.best_of_n import BestOfN
 from sla_jax.decode.completion import Completion, PoolRound, best
 from sla_jax.decode.cost import Cost
+from sla_jax.decode.dvts import DVTS, boxed
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.measures import needs_rewards
+from sla_jax.decode.memory import fitted, free_bytes
+from sla_jax.decode.methods import Decoder, Pools, Steppers
 from sla_jax.decode.pool_program import PoolProgram
 from sla_jax.decode.program import Program, bucket, check_biases, check_prompt
-from sla_jax.decode.result import Round
 from sla_jax.decode.sampling import Sampling
+from sla_jax.decode.separator import separator_table
 from sla_jax.decode.sla import SLA
-from sla_jax.decode.speculative_rejection import SpeculativeRejection
+from sla_jax.decode.snapshot import Tree
+from sla_jax.decode.step_program import StepProgram
 from sla_jax.errors import UserError
 from sla_jax.loading import engine, load_model
 from sla_jax.model import forward
@@ -36,13 +39,12 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
 from sla_jax.scoring.candidate import Scorer
 from sla_jax.scoring.judge import Judge, messages_of
-from sla_jax.text import TextStream, chat_ids, response_ids
+from sla_jax.text import TextStream, chat_ids, response_ids, token_bytes
 
 GREEDY = Sampling()
 Item = TypeVar("Item")
 Messages = Sequence[dict[str, str]]
-Pools = BestOfN | SpeculativeRejection
-Search = Greedy | SLA | Pools | BeamSearch
+Search = Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,18 +71,20 @@ class Chunk:
     cost: Cost
     phase: int | None = None  # of a decoder that samples whole answers
     ended: tuple[Completion, ...] = ()  # its candidates whose fate this round decided
+    tree: Tree | None = None  # what the round grew, with return_tree
     finish_reason: str | None = None  # "stop" or "length" with the last chunk
 
 
 class LanguageModel:
     """A policy, its tokenizer and its reward channel if it has one; programs compile on first use and are kept."""
 
-    def __init__(self, policy: Policy, config: ModelConfig, tokenizer: Any, end_tokens: Sequence[int]):
+    def __init__(self, policy: Policy, config: ModelConfig, tokenizer: Any, end_tokens: Sequence[int], name: str = ""):
         self.policy, self.config, self.tokenizer = policy, config, tokenizer
-        self.end_tokens = tuple(end_tokens)
+        self.end_tokens, self.name = tuple(end_tokens), name
         self._engine = engine(config)
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[tuple[Greedy | SLA, bool], Program] = {}
         self._pool_program, self._beam_program = PoolProgram(self._engine), BeamProgram(self._engine)
+        self._step_program, self._separators = StepProgram(self._engine), dict[str, np.ndarray]()
         self._trunk = jax.jit(functools.partial(_rewards, config))
 
     def stream(
@@ -91,18 +95,27 @@ class LanguageModel:
         max_tokens: int = 256,
         sampling: Sampling = GREEDY,
         scorer: Scorer | None = None,
+        return_tree: bool = False,
     ) -> Iterator[Chunk]:
         """Yield text as it is committed. `prompt`: messages (chat template), a raw string, or token ids.
 
         Decoders that sample whole answers yield chunks without text while they work, and the answer with the last one;
         `scorer` ranks their candidates in place of what their `score` says, and needs a prompt of messages or a string.
+        With `return_tree` every chunk of the others has the tree that its round grew (docs/traces.md).
         Raises UserError if the prompt and max_tokens exceed the context, or a search needs rewards the model lacks.
         """
-        decoder, ids = search or Greedy(), self.prompt_ids(prompt)
+        decoder = fitted(search or Greedy(), self.kv_bytes(1), free_bytes())
+        ids = self.prompt_ids(prompt)
         if isinstance(decoder, Greedy | SLA):
             if scorer is not None:
-                raise UserError("a scorer ranks whole candidates; it goes with BestOfN and SpeculativeRejection.")
-            return self._trees(ids, decoder, max_tokens, sampling)
+                raise UserError(
+                    "a scorer ranks candidates; it goes with BestOfN, SpeculativeRejection, StepBeam and DVTS."
+                )
+            return self._trees(ids, decoder, max_tokens, sampling, return_tree)
+        if return_tree:
+            raise UserError(
+                "a tree is grown by Greedy and SLA; the candidates of whole answers come in `ended` anyway."
+            )
         if isinstance(decoder, BeamSearch):
             check_beam(sampling, scorer)
             self._check(ids, max_tokens, sampling)
@@ -111,11 +124,28 @@ class LanguageModel:
         self._check_pool(decoder, sampling, judge)
         self._check(ids, max_tokens, sampling)
         common = (max_tokens, self.end_tokens, [sampling], judge)
+        if isinstance(decoder, Steppers):
+            return self._whole(self._stepwise(decoder, ids, *common), ids, judge, complete_first=True)
         return self._whole(self._pool_program.stream(self.policy, decoder, [ids], *common), ids, judge)
 
-    def _trees(self, ids: list[int], decoder: Greedy | SLA, limit: int, sampling: Sampling) -> Iterator[Chunk]:
+    def _stepwise(self, decoder: Steppers, ids: list[int], *common: Any) -> Iterator[list[PoolRound]]:
+        if decoder.separator not in self._separators:
+            pieces = token_bytes(self.tokenizer, self.config.vocab_size)
+            self._separators[decoder.separator] = separator_table(pieces, decoder.separator.encode())
+        over = (lambda tokens: boxed(self._text(tokens))) if isinstance(decoder, DVTS) and decoder.boxed else None
+        table = self._separators[decoder.separator]
+        return self._step_program.stream(self.policy, decoder, [ids], *common, table=table, over=over)
+
+    def _text(self, tokens: list[int]) -> str:
+        stream = TextStream(self.tokenizer)
+        return stream.push(tokens) + stream.finish()
+
+    def _trees(
+        self, ids: list[int], decoder: Greedy | SLA, limit: int, sampling: Sampling, trace: bool
+    ) -> Iterator[Chunk]:
         text, spent, clock = TextStream(self.tokenizer), 0, Clock()
-        for number, (round_,) in enumerate(clock.timed(self._rounds([ids], decoder, [limit], [sampling]))):
+        program, state = self._begin([ids], decoder, [limit], [sampling], trace)
+        for number, (round_,) in enumerate(clock.timed(program.stream(self.policy, state))):
             spent += len(round_.tokens)
             piece = text.push(round_.tokens) + (text.finish() if round_.done else "")
             yield Chunk(
@@ -129,29 +159,38 @@ class LanguageModel:
                 usage=Usage(prompt_tokens=len(ids), completion_tokens=spent, explored_tokens=round_.explored),
                 cost=Cost(
                     steps=round_.steps,
-                    lane_steps=round_.steps * decoder.lanes,
+                    lane_steps=round_.lane_steps,
+                    drafted_tokens=round_.drafted,
+                    accepted_tokens=round_.accepted,
                     explored_tokens=round_.explored,
                     committed_tokens=spent,
                     kv_bytes=self.kv_bytes(len(ids) + spent + decoder.lanes * decoder.held),
                     seconds=clock.seconds,
                 ),
+                tree=round_.tree,
                 finish_reason=("stop" if round_.stopped else "length") if round_.done else None,
             )
 
-    def _whole(self, rounds: Iterator[list[PoolRound]], ids: list[int], judge: Judge | None = None) -> Iterator[Chunk]:
+    def _whole(
+        self,
+        rounds: Iterator[list[PoolRound]],
+        ids: list[int],
+        judge: Judge | None = None,
+        *,
+        complete_first: bool = False,
+    ) -> Iterator[Chunk]:
         """Chunks of a decoder that has no text before its end."""
         clock, ended, steps, lane_steps, places = Clock(), list[Completion](), 0, 0, 0
         for number, (round_,) in enumerate(clock.timed(rounds)):
             ended += round_.ended
             lane_steps += round_.lanes * (round_.steps - steps)
-            steps, places = round_.steps, max(places, round_.lanes * round_.tokens)
-            answer = best(ended) if round_.done else None
+            steps, places = round_.steps, max(places, round_.lanes * round_.tokens * round_.copies)
+            answer = best(ended, complete_first) if round_.done else None
             tokens = [] if answer is None else answer.tokens
-            text = TextStream(self.tokenizer)
             yield Chunk(
                 round=number,
                 token_ids=tokens,
-                text=text.push(tokens) + text.finish(),
+                text=self._text(tokens),
                 rewards=[] if answer is None else answer.rewards or self._rewards_of(ids, tokens),
                 score=None if answer is None else answer.score,
                 margin=None,
@@ -174,8 +213,7 @@ class LanguageModel:
 
     def kv_bytes(self, positions: int) -> int:
         """Bytes of the keys and values of so many positions."""
-        config, size = self.config, self.policy.norm[...].dtype.itemsize
-        return 2 * config.layers * config.kv_heads * config.head_dim * size * positions
+        return self.config.kv_numbers * self.policy.norm[...].dtype.itemsize * positions
 
     def generate(
         self,
@@ -215,39 +253,35 @@ class LanguageModel:
             return chat_ids(self.tokenizer, [dict(m) for m in prompt if isinstance(m, dict)])
         return [int(token) for token in prompt if not isinstance(token, dict)]
 
-    def _rounds(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoder: Greedy | SLA,
-        limits: Sequence[int],
-        samplings: Sequence[Sampling],
-    ) -> Iterator[list[Round]]:
-        program, state = self._begin(prompts, decoder, limits, samplings)
-        return program.stream(self.policy, state)
-
     def _begin(
         self,
         prompts: Sequence[Sequence[int]],
         decoder: Greedy | SLA,
         limits: Sequence[int],
         samplings: Sequence[Sampling],
+        trace: bool = False,
     ) -> tuple[Program, Any]:
         for prompt, limit, sampling in zip(prompts, limits, samplings, strict=True):
             self._check(prompt, limit, sampling)
         if decoder.needs_rewards:
             self._require_channel("look-ahead search")
-        if decoder not in self._programs:
-            self._programs[decoder] = Program(self._engine, decoder)
-        program = self._programs[decoder]
+        if (decoder, trace) not in self._programs:
+            self._programs[decoder, trace] = Program(self._engine, decoder, trace=trace)
+        program = self._programs[decoder, trace]
         return program, program.start(self.policy, prompts, limits, self.end_tokens, samplings)
 
     def _check(self, ids: Sequence[int], limit: int, sampling: Sampling) -> None:
         check_prompt(ids, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
         check_biases(sampling, vocabulary=self.config.vocab_size)
 
-    def _check_pool(self, decoder: Pools, sampling: Sampling, judge: Judge | None) -> None:
+    def _check_pool(self, decoder: Pools | Steppers, sampling: Sampling, judge: Judge | None) -> None:
         if decoder.n > 1 and sampling.temperature == 0:
             raise UserError(f"at temperature 0 all n={decoder.n} candidates are the same; give a temperature above 0.")
+        if judge is None and isinstance(decoder, Steppers) and decoder.aggregate == "prod":
+            raise UserError(
+                f"aggregate 'prod' multiplies probabilities, and the score {decoder.score!r} gives none; use last, min "
+                "or mean, or give a scorer that does."
+            )
         if judge is None and needs_rewards(decoder.terms):
             self._require_channel(f"the score {decoder.score!r}")
 
@@ -288,7 +322,8 @@ class Clock:
 def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:
     """Load a checkpoint directory for decoding. `dtype` defaults to float32 on CPU and bfloat16 on accelerators."""
     loaded = load_model(Path(directory), dtype=None if dtype is None else jnp.dtype(dtype))
-    return LanguageModel(loaded.policy, loaded.config, loaded.tokenizer, loaded.end_tokens)
+    name = Path(directory).resolve().name
+    return LanguageModel(loaded.policy, loaded.config, loaded.tokenizer, loaded.end_tokens, name)
 
 
 def _rewards(config: ModelConfig, policy: Policy, tokens: jax.Array) -> jax.Array | None:

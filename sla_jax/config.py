@@ -10,7 +10,7 @@ octal (PyYAML alone says otherwise on all four). `dump_yaml` then `load_yaml` gi
 
 Field types: bool, int, float, str, Path, Enum (by name), Literal, tuple, list, dict[str, …], `X | None`, unions of
 these, and dataclasses; `tyro.conf.Positional[…]` around one makes it a word without a flag. A nested dataclass that is
-None has no flags; give it in YAML.
+None begins as its defaults when one of its flags is given.
 """
 
 import contextlib
@@ -50,7 +50,12 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
     words = list(argv)
     path = words.pop(0) if words and words[0].endswith((".yaml", ".yml")) else None
     tree = _read(Path(path)) if path else {}
-    draft = _Reader(path=path or prog, partial=True).instance(cls, tree, "")
+    reader = _Reader(path=path or prog, partial=True)
+    draft = reader.instance(cls, tree, "")
+    for name, part in _absent(cls, draft):
+        flags = f"--{name.replace('_', '-')}."
+        if {"--help", "-h"} & set(words) or any(word.replace("_", "-").startswith(flags) for word in words):
+            object.__setattr__(draft, name, reader.instance(part, {}, name))
     places = [name.replace("_", "-").upper() for name in _positionals(cls)]
     usage = f"{description}\n\nusage: {' '.join([prog, '[CONFIG.yaml]', *places, '[--field value …]'])}"
     heard = io.StringIO()
@@ -78,6 +83,11 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
 def load_yaml(cls: type[T], path: str | Path) -> T:
     """A `cls` from a YAML file alone; every field without a default must be there."""
     return _Reader(path=str(path), partial=False).instance(cls, _read(Path(path)), "")
+
+
+def from_tree(cls: type[T], tree: Any, where: str) -> T:
+    """A `cls` from dicts, lists and scalars, as strictly as from a file; `where` stands in front of what is wrong."""
+    return _Reader(path=where, partial=False).instance(cls, tree, "")
 
 
 def dump_yaml(config: Any, path: str | Path) -> None:
@@ -298,6 +308,14 @@ def _describe(hint: Any) -> str:
 
 
 # ---- the command line's errors ----
+
+
+def _absent(cls: Any, draft: Any) -> Iterator[tuple[str, Any]]:
+    """(name, dataclass) of every part that may be None and is."""
+    for name, hint in get_type_hints(cls).items():
+        parts = [part for part in get_args(hint) if dataclasses.is_dataclass(part)]
+        if type(None) in get_args(hint) and len(parts) == 1 and getattr(draft, name) is None:
+            yield name, parts[0]
 
 
 def _positionals(cls: Any) -> list[str]:

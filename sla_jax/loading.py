@@ -92,7 +92,8 @@ def engine(config: ModelConfig) -> Engine:
     def steps(params: Policy, decoder: Any) -> Steps:
         return Steps(
             step=functools.partial(decoding.step, params, config, decoder.chunk),
-            fork=functools.partial(decoding.fork, decoder.chunk),
+            read=functools.partial(decoding.read, params, config, decoder.chunk),
+            fork=decoding.fork,
             commit=functools.partial(decoding.commit, decoder.chunk),
             regroup=decoding.regroup,
         )

@@ -23,8 +23,10 @@ from rich.text import Text
 from sla_jax.api import Chunk, Search
 from sla_jax.decode.beam import BeamSearch
 from sla_jax.decode.best_of_n import BestOfN
+from sla_jax.decode.dvts import DVTS
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
+from sla_jax.decode.step_beam import StepBeam
 from sla_jax.text import TextStream
 
 LEGEND = "colour: each token's reward, from the lowest shown (red) to the highest (green)"
@@ -80,13 +82,16 @@ def timed(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, float]]:
 
 
 def describe(decoder: Search) -> str:
-    """`look-ahead 2/10/2` (width/chunk/depth), `greedy`, `beam search 4`, `best of 8`, `speculative rejection of 9`."""
+    """`look-ahead 2/10/2` (width/chunk/depth), `greedy`, `beam search 4`, `best of 8`, `speculative rejection of 9`,
+    `step beam search 8/4` (candidates/next steps of each), `DVTS 8/4`."""
     if isinstance(decoder, SLA):
         return f"look-ahead {decoder.width}/{decoder.chunk}/{decoder.depth}"
     if isinstance(decoder, Greedy):
         return "greedy"
     if isinstance(decoder, BeamSearch):
         return f"beam search {decoder.beams}"
+    if isinstance(decoder, StepBeam | DVTS):
+        return f"{'DVTS' if isinstance(decoder, DVTS) else 'step beam search'} {decoder.n}/{decoder.width}"
     return f"best of {decoder.n}" if isinstance(decoder, BestOfN) else f"speculative rejection of {decoder.n}"
 
 

@@ -7,7 +7,9 @@ that the boundary between prompt and response is found in characters, where it i
 `transformers` takes seconds to import and is imported where a tokenizer is loaded, not before.
 """
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 else:
     PreTrainedTokenizerBase = Any  # beartype reads annotations when the tests run; a second of import is not worth that
 
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece's kind spells a byte
 # stands for a response while the text that a template puts after one is looked for; a private-use character
 MARKER = "\ue0f1response\ue0f1"
 
@@ -51,7 +54,7 @@ def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
 ) -> list[int]:
     """Token ids of a conversation under the tokenizer's chat template, ready for the assistant to speak."""
-    return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt))
+    return _encode(tokenizer, chat_text(tokenizer, messages, add_generation_prompt))
 
 
 def response_ids(
@@ -64,9 +67,9 @@ def response_ids(
     text is not read differently with the response behind it are they one encoding cut in two.
     Raises UserError if the template changes the prompt once there is a response.
     """
-    prompt = _render(tokenizer, prompt_messages, True)
-    full = _render(tokenizer, [*prompt_messages, {"role": "assistant", "content": response}], False)
-    marked = _render(tokenizer, [*prompt_messages, {"role": "assistant", "content": MARKER}], False)
+    prompt = chat_text(tokenizer, prompt_messages, True)
+    full = chat_text(tokenizer, [*prompt_messages, {"role": "assistant", "content": response}], False)
+    marked = chat_text(tokenizer, [*prompt_messages, {"role": "assistant", "content": MARKER}], False)
     if not full.startswith(prompt):
         raise _rewritten(prompt, full)
     after = marked.rpartition(MARKER)[2] if MARKER in marked else ""
@@ -106,6 +109,44 @@ class TextStream:
         return rest
 
 
+def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
+    """What each of `size` token ids adds to a text; nothing for special tokens and ids without a token.
+
+    Exact for byte-level BPE and for SentencePiece's kind with bytes; of any other, what the token alone decodes to.
+    """
+    backend, found = _backend(tokenizer), [b""] * size
+    added = backend.get_added_tokens_decoder()
+    kinds = _kinds(json.loads(backend.decoder.__getstate__())) if backend.decoder is not None else set()
+    for token, i in backend.get_vocab(with_added_tokens=True).items():
+        if i >= size or (i in added and added[i].special):
+            continue
+        if i in added:
+            found[i] = added[i].content.encode()
+        elif "ByteLevel" in kinds:
+            found[i] = bytes(_LETTERS[letter] for letter in token)
+        elif "ByteFallback" in kinds:
+            byte = BYTE.fullmatch(token)
+            found[i] = bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+        else:
+            found[i] = backend.decode([i]).encode()
+    return found
+
+
+def _kinds(decoder: Mapping[str, Any]) -> set[str]:
+    """The names of a decoder and of those that it is made of."""
+    return {str(decoder["type"])}.union(*(_kinds(part) for part in decoder.get("decoders", [])))
+
+
+def _letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others are the letters from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_LETTERS = _letters()
+
+
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The `tokenizers.Tokenizer` underneath."""
     return tokenizer.backend_tokenizer
@@ -116,8 +157,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(_backend(tokenizer).encode(text, add_special_tokens=False).ids)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
-    """The conversation as text."""
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation_prompt: bool
+) -> str:
+    """A conversation under the tokenizer's chat template, as text."""
     for message in messages:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise UserError(f"a message is {dict(message)!r}; expected the strings 'role' and 'content'.")

@@ -29,7 +29,7 @@ LEVELS = (
     {"scoring"},
     {"training", "serving", "evaluation"},
     {"api"},
-    {"", "terminal"},
+    {"", "terminal", "trace"},
     set(DOORS),
 )
 # comments that silence a tool

@@ -52,6 +52,12 @@ class Settings:
     branch_first: bool = False
     early: bool = True  # commit as soon as no other branch can win: the same text, in fewer and larger rounds
     early_margin: float | None = None  # commit as soon as a branch leads by more than this
+    budget: int | None = None  # leaves at most: the best pairs of leaf and token
+    branch_above: float = 0.0  # branch only where the next token's entropy is at least this
+    end_above: float | None = None  # a chunk of at least `least` tokens ends where it is at least this
+    least: int = 1
+    behind: float | None = None  # leaves whose score is further than this behind the best leave the tree
+    logprob_weight: float = 0.0  # of the mean log-probability in a score
 
 
 @dataclasses.dataclass
@@ -62,6 +68,8 @@ class Node:
     chunk_length: int
     rewards: list[Fraction]
     next_logprobs: np.ndarray | None = None
+    logprobs: list[float] = dataclasses.field(default_factory=list)  # of the response's tokens
+    logprob_weight: float = 0.0
     children: list["Node"] = dataclasses.field(default_factory=list)
 
     def leaves(self) -> list["Node"]:
@@ -71,8 +79,16 @@ class Node:
         return [leaf for child in self.children for leaf in child.leaves()]
 
     def score(self) -> Fraction:
-        """Mean reward of all response tokens up to here."""
-        return sum(self.rewards, Fraction(0)) / len(self.rewards)
+        """Mean reward of all response tokens up to here, and their mean log-probability as far as it counts."""
+        beside = Fraction(self.logprob_weight * sum(self.logprobs))
+        return (sum(self.rewards, Fraction(0)) + beside) / max(len(self.rewards), 1)
+
+    def prune(self, kept: list["Node"]) -> bool:
+        """Drop all leaves but those kept, and what has none left below it; whether anything is left."""
+        if not self.children:
+            return any(self is leaf for leaf in kept)
+        self.children = [child for child in self.children if child.prune(kept)]
+        return bool(self.children)
 
     def best(self) -> Fraction:
         """The best leaf's score."""
@@ -101,7 +117,7 @@ class Search:
     def root(self) -> Node:
         """The empty response: only the scores of its next token matter, never the last prompt token's reward."""
         ((logprobs, _),) = self.world([()])
-        return Node((), 0, [], logprobs)
+        return Node((), 0, [], logprobs, logprob_weight=self.settings.logprob_weight)
 
     def ended(self, node: Node) -> bool:
         """An end token, or max_tokens."""
@@ -111,10 +127,32 @@ class Search:
 
     def grow(self, root: Node, level: int) -> None:
         """Expand every unfinished leaf; all of them are `level` levels below the committed text."""
-        first = not root.text and not self.settings.branch_first
         leaves = [leaf for leaf in root.leaves() if not self.ended(leaf)]
         assert all(leaf in self.at_level(root, level) for leaf in leaves)
-        self.expand(leaves, 1 if first else self.settings.width)
+        pairs = self.pairs(root)
+        root.prune([leaf for leaf, _ in pairs])
+        self.expand([(leaf, token) for leaf, token in pairs if token is not None])
+
+    def pairs(self, root: Node) -> list[tuple[Node, int | None]]:
+        """The next leaves: (leaf, next token), and (leaf, nothing) for a leaf that has ended."""
+        first = not root.text and not self.settings.branch_first
+        most = max(leaf.score() for leaf in root.leaves())
+        pairs: list[tuple[Node, int | None, float]] = []
+        for leaf in root.leaves():
+            if self.settings.behind is not None and leaf.score() < most - Fraction(self.settings.behind):
+                continue
+            if self.ended(leaf):
+                pairs.append((leaf, None, float(leaf.score())))
+                continue
+            alone = first or entropy(leaf.next_logprobs) < self.settings.branch_above
+            tokens = self.top(leaf.next_logprobs, 1 if alone else self.settings.width, "width")
+            assert leaf.next_logprobs is not None
+            own = log_softmax(leaf.next_logprobs)
+            pairs += [(leaf, token, float(leaf.score()) + float(own[token])) for token in tokens]
+        if self.settings.budget is not None:
+            order = sorted(range(len(pairs)), key=lambda i: (-pairs[i][2], i))[: self.settings.budget]
+            pairs = [pair for i, pair in enumerate(pairs) if i in order]
+        return [(leaf, token) for leaf, token, _ in pairs]
 
     def decided(self, root: Node) -> bool:
         """Whether one first-level node wins whatever the others still grow. The unbranched first chunk always does."""
@@ -145,27 +183,32 @@ class Search:
             nodes = [child for node in nodes for child in node.children]
         return nodes
 
-    def expand(self, leaves: list[Node], width: int) -> list[Node]:
-        """Give every unfinished leaf its `width` most probable children and roll each out greedily to k tokens."""
+    def expand(self, pairs: list[tuple[Node, int]]) -> None:
+        """Give the leaves these children and roll each out greedily to the end of its chunk."""
         fresh: list[Node] = []
-        for leaf in leaves:
-            if self.ended(leaf):
-                continue
-            first = self.top(leaf.next_logprobs, width, "width")
-            leaf.children = [Node((*leaf.text, token), 1, list(leaf.rewards)) for token in first]
-            fresh += leaf.children
-        made = list(fresh)
+        for leaf, token in pairs:
+            child = Node((*leaf.text, token), 1, list(leaf.rewards), leaf.next_logprobs, list(leaf.logprobs))
+            child.logprob_weight = leaf.logprob_weight
+            leaf.children.append(child)
+            fresh.append(child)
         while fresh:
             self.read(fresh)
-            fresh = [node for node in fresh if node.chunk_length < self.settings.chunk and not self.ended(node)]
+            fresh = [node for node in fresh if not self.full(node) and not self.ended(node)]
             for node in fresh:
                 node.text = (*node.text, *self.top(node.next_logprobs, 1, "argmax"))
                 node.chunk_length += 1
-        return made
+
+    def full(self, node: Node) -> bool:
+        """Whether a chunk ends here: k tokens, or sooner where the next one is uncertain."""
+        above, length = self.settings.end_above, node.chunk_length
+        early = above is not None and length >= self.settings.least and entropy(node.next_logprobs) >= above
+        return length == self.settings.chunk or early
 
     def read(self, nodes: list[Node]) -> None:
         """Each node reads its last token: its reward and the scores of the next one."""
         for node, (logprobs, reward) in zip(nodes, self.world([node.text for node in nodes]), strict=True):
+            assert node.next_logprobs is not None
+            node.logprobs.append(float(log_softmax(node.next_logprobs)[node.text[-1]]))
             node.rewards.append(Fraction(float(reward)))
             node.next_logprobs = logprobs
             self.explored += 1
@@ -205,6 +248,19 @@ class Search:
             last = rounds.pop()
             round_ = round_._replace(tokens=last.tokens + round_.tokens, rewards=last.rewards + round_.rewards)
         rounds.append(round_)
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Log-probabilities, in float64."""
+    shifted = np.asarray(scores, np.float64) - np.max(scores)
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def entropy(scores: np.ndarray | None) -> float:
+    """Of the next token, in nats."""
+    assert scores is not None
+    logprobs = log_softmax(scores)
+    return -float(sum(np.exp(one) * one for one in logprobs if one != -np.inf))
 
 
 def sla(world: World, settings: Settings, watch: Watch = lambda what, gap, committed: None) -> Answer:

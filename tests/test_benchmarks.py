@@ -75,6 +75,7 @@ def test_docs_have_the_markers_that_the_programs_fill() -> None:
         ("benchmarks.md", "run"),
         ("benchmarks.md", "training"),
         ("benchmarks.md", "gpu"),
+        ("benchmarks.md", "speculation"),
     ):
         text = (report.ROOT / "docs" / page).read_text()
         assert text.index(report.BEGIN.format(name=name)) < text.index(report.END.format(name=name))

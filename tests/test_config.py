@@ -149,9 +149,8 @@ def test_help_prints_every_field_and_exits_0(capsys, argv):
         run(*argv)
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(
-        word in out for word in ("Trains.", "[CONFIG.yaml]", "--search.width", "Children a leaf.", "--checkpoint")
-    )
+    told = ("Trains.", "[CONFIG.yaml]", "--search.width", "Children a leaf.", "--checkpoint", "--warmup.shape")
+    assert all(word in out for word in told)
 
 
 def test_help_after_yaml_shows_its_values(tmp_path, capsys):
@@ -265,7 +264,15 @@ def test_a_file_that_is_not_text(tmp_path):
         load_yaml(Config, tmp_path / "c.yaml")
 
 
+def test_a_part_that_may_be_none_begins_with_one_of_its_flags():
+    assert run("--checkpoint", "a").warmup is None
+    assert run("--checkpoint", "a", "--warmup.steps", "3").warmup == Warmup(steps=3)
+    assert run("--checkpoint", "a", "--warmup.steps=3", "--warmup.shape", "x").warmup == Warmup(steps=3, shape="x")
+
+
 BAD_FLAGS = {
+    ("--checkpoint", "a", "--warmup.shape", "x"): ["--warmup.steps"],
+    ("--checkpoint", "a", "--warmup.stps", "3"): ["unknown flag --warmup.stps", "Did you mean '--warmup.steps'?"],
     ("--checkpoint", "a", "--serch.width", "2"): ["unknown flag --serch.width", "Did you mean '--search.width'?"],
     ("--checkpont", "a"): ["unknown flag --checkpont", "Did you mean '--checkpoint'?"],
     ("--checkpoint", "a", "--search.no-branch-frist"): ["Did you mean '--search.no-branch-first'?"],

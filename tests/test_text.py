@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from sla_jax.errors import UserError
-from sla_jax.text import TextStream, chat_ids, load_tokenizer, response_ids
+from sla_jax.text import TextStream, chat_ids, load_tokenizer, response_ids, token_bytes
 from tests import tiny
 
 IM_START, IM_END = 1, 2
@@ -192,3 +194,28 @@ def test_half_a_character_at_the_end_is_said_by_finish_and_the_stream_starts_aga
 def test_special_tokens_are_not_text(tiny_tokenizer):
     stream = TextStream(tiny_tokenizer)
     assert stream.push([IM_START, *encode(tiny_tokenizer, "hi"), IM_END]) + stream.finish() == "hi"
+
+
+# ---- the bytes of tokens ----
+
+
+@given(TEXT)
+def test_the_bytes_of_tokens_make_the_text(text):
+    """SentencePiece's kind puts a space in front, which decoding takes away."""
+    for tokenizer, front in ((BYTES, b""), (PIECES, b" ")):
+        pieces = token_bytes(tokenizer, len(tokenizer))
+        found = b"".join(pieces[i] for i in encode(tokenizer, text))
+        assert found.removeprefix(front if text else b"") == text.encode()
+
+
+@TOKENIZERS
+def test_special_tokens_and_ids_without_a_token_have_no_bytes(tokenizer):
+    pieces = token_bytes(tokenizer, len(tokenizer) + 3)
+    assert [i for i, piece in enumerate(pieces) if not piece] == [0, 1, 2, *range(len(tokenizer), len(tokenizer) + 3)]
+    assert token_bytes(tokenizer, 5) == pieces[:5]
+
+
+def test_the_bytes_of_a_tokenizer_of_another_kind_are_what_it_decodes_to():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "one": 1, "two": 2}, unk_token="<unk>"))
+    words.add_tokens(["\n\n"])
+    assert token_bytes(PreTrainedTokenizerFast(tokenizer_object=words), 4) == [b"<unk>", b"one", b"two", b"\n\n"]

@@ -41,7 +41,7 @@ class ToyCache(NamedTuple):
     tables: Tables  # leading R
     prefix: Any  # [R] int32: the state after the committed text
     suffix: Any  # [R, W, T] int32
-    held: Any  # [R] int32
+    held: Any  # [R, W] int32
 
 
 def random_tables(seed: int, states: int, vocab: int, fine: bool = False) -> Tables:
@@ -78,49 +78,62 @@ def prefill(rows: Sequence[tuple[Tables, int]], width: int, places: int) -> tupl
     row = np.arange(len(rows))
     suffix = np.zeros((len(rows), width, places), np.int32)
     cache = ToyCache(
-        Tables(*map(jnp.asarray, tables)), jnp.asarray(starts), jnp.asarray(suffix), jnp.zeros_like(starts)
+        Tables(*map(jnp.asarray, tables)), jnp.asarray(starts), jnp.asarray(suffix), jnp.zeros((len(rows), width), int)
     )
     return jnp.asarray(tables.logits[row, starts]), jnp.asarray(tables.rewards[row, starts]), cache
 
 
 def steps(chunk: int) -> Steps:
-    """The four moves of `sla_jax/decode/steps.py` for chunks of this many tokens."""
+    """The five moves of `sla_jax/decode/steps.py` for chunks of this many tokens."""
 
     def step(tokens: Any, t: Any, cache: ToyCache) -> tuple[Any, Any, ToyCache]:
         place = cache.suffix.shape[2] - chunk + t
         suffix = jax.lax.dynamic_update_slice(cache.suffix, tokens[:, :, None], (0, 0, place))
         first = cache.suffix.shape[2] - chunk - cache.held
-        state = _replay(cache.tables, cache.prefix, suffix, first, jnp.broadcast_to(place + 1, first.shape))
+        state = _replay(cache.tables, cache.prefix, suffix, first, place + 1)
         row = jnp.arange(tokens.shape[0])[:, None]
         return cache.tables.logits[row, state], cache.tables.rewards[row, state], cache._replace(suffix=suffix)
 
-    def fork(cache: ToyCache, parents: Any, held: Any) -> ToyCache:
-        kept = jnp.take_along_axis(cache.suffix[:, :, chunk:], parents[:, :, None], axis=1)
-        return cache._replace(suffix=jnp.pad(kept, ((0, 0), (0, 0), (0, chunk))), held=held)
+    def read(tokens: Any, done: Any, cache: ToyCache) -> tuple[Any, Any, ToyCache]:
+        places, first = cache.suffix.shape[2], cache.suffix.shape[2] - chunk
+        suffix, states, row = cache.suffix, [], jnp.arange(tokens.shape[0])[:, None, None]
+        for ahead in range(tokens.shape[2]):
+            here = jnp.arange(places)[None, None, :] == (first + done + ahead)[..., None]
+            suffix = jnp.where(here, tokens[:, :, ahead, None], suffix)
+            states.append(_replay(cache.tables, cache.prefix, suffix, first - cache.held, first + done + ahead + 1))
+        state = jnp.stack(states, axis=-1)
+        return cache.tables.logits[row, state], cache.tables.rewards[row, state], cache._replace(suffix=suffix)
+
+    def fork(cache: ToyCache, parents: Any, held: Any, read: Any) -> ToyCache:
+        kept = jnp.take_along_axis(cache.suffix, parents[:, :, None], axis=1)
+        moved = jax.vmap(jax.vmap(lambda row, by: jnp.roll(row, -by)))(kept, read)
+        return cache._replace(suffix=moved, held=held)
 
     def commit(cache: ToyCache, lane: Any, start: Any, count: Any) -> ToyCache:
         own = jnp.take_along_axis(cache.suffix, lane[:, None, None], axis=1)
-        return cache._replace(prefix=_replay(cache.tables, cache.prefix, own, start, start + count)[:, 0])
+        first, end = start[:, None], (start + count)[:, None]
+        return cache._replace(prefix=_replay(cache.tables, cache.prefix, own, first, end)[:, 0])
 
     def regroup(cache: ToyCache, parents: Any, places: int) -> ToyCache:
         kept = jnp.take_along_axis(cache.suffix, parents[:, :, None], axis=1)
-        return cache._replace(suffix=jnp.pad(kept, ((0, 0), (0, 0), (places - kept.shape[2], 0))))
+        held = jnp.take_along_axis(cache.held, parents, axis=1)
+        return cache._replace(suffix=jnp.pad(kept, ((0, 0), (0, 0), (places - kept.shape[2], 0))), held=held)
 
-    return Steps(step, fork, commit, regroup)
+    return Steps(step, read, fork, commit, regroup)
 
 
 def _replay(tables: Tables, prefix: Any, suffix: Any, first: Any, end: Any) -> Any:
-    """States [R, W] after reading places first[r] … end[r]-1 of each lane from the state prefix[r]."""
+    """States [R, W] after reading places first[r, w] … end[r, w]-1 of each lane from the state prefix[r]."""
     row = jnp.arange(suffix.shape[0])[:, None]
     state = jnp.broadcast_to(prefix[:, None], suffix.shape[:2])
     for place in range(suffix.shape[2]):
         read = (first <= place) & (place < end)
-        state = jnp.where(read[:, None], tables.next_state[row, state, suffix[:, :, place]], state)
+        state = jnp.where(read, tables.next_state[row, state, suffix[:, :, place]], state)
     return state
 
 
 # compiled, as in a real program: the round donates its state, so no two of its leaves may share a buffer
-_plant = jax.jit(lanes.plant, static_argnames=("lanes", "held", "width", "tops"))
+_plant = jax.jit(lanes.plant, static_argnames=("lanes", "held", "width", "tops", "draft"))
 
 
 class Row(NamedTuple):
@@ -151,7 +164,7 @@ def planted(decoder: Any, rows: Sequence[Row], tops: int = 0) -> tuple[ToyCache,
 def state(decoder: Any, rows: Sequence[Row], tops: int = 0) -> lanes.Lanes:
     """The lane state after prefill."""
     cache, logits, reward, prompts = planted(decoder, rows, tops)
-    sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "tops": tops}
+    sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "draft": decoder.draft, "tops": tops}
     return _plant(cache, logits, reward, prompts, **sizes)
 
 
@@ -170,9 +183,9 @@ def _pools() -> PoolProgram:
     return PoolProgram(Engine(prefill=no_prefill, steps=_steps_of))
 
 
-def program(decoder: Any) -> Program:
+def program(decoder: Any, trace: bool = False) -> Program:
     """The decoder's compiled round on toys; the worlds are in the state, so there are no parameters."""
-    return Program(Engine(prefill=no_prefill, steps=_steps_of), decoder)
+    return Program(Engine(prefill=no_prefill, steps=_steps_of), decoder, trace=trace)
 
 
 def play(decoder: Any, rows: Sequence[Row]) -> list[oracles.Answer]:

@@ -63,11 +63,23 @@ def _own_head(config: ModelConfig) -> bool:
 
 
 def _score(config: ModelConfig) -> bool:
-    return config.score is not None
+    return config.score is not None and config.score.kind == "linear"
 
 
 def _score_bias(config: ModelConfig) -> bool:
-    return config.score is not None and config.score.bias
+    return config.score is not None and config.score.kind == "linear" and config.score.bias
+
+
+def _value(config: ModelConfig) -> bool:
+    return config.score is not None and config.score.kind == "value"
+
+
+def _mlp(config: ModelConfig) -> bool:
+    return config.score is not None and config.score.kind == "mlp"
+
+
+def _unread_head(config: ModelConfig) -> bool:
+    return _value(config) or _mlp(config)
 
 
 def _qkv_bias(config: ModelConfig) -> bool:
@@ -120,6 +132,12 @@ TABLE: tuple[Entry, ...] = (
     Entry(ours="head", public="lm_head.weight", gguf="output.weight", transpose=True, when=_own_head),
     Entry(ours="score.weight", public="score.weight", transpose=True, when=_score),
     Entry(ours="score.bias", public="score.bias", when=_score_bias),
+    Entry(ours="score.weight", public="v_head.summary.weight", transpose=True, when=_value),
+    Entry(ours="score.bias", public="v_head.summary.bias", when=_value),
+    Entry(ours="score.hidden", public="score.0.weight", transpose=True, when=_mlp),
+    Entry(ours="score.hidden_bias", public="score.0.bias", when=_mlp),
+    Entry(ours="score.weight", public="score.2.weight", transpose=True, when=_mlp),
+    Entry(ours="score.bias", public="score.2.bias", when=_mlp),
     Entry(ours="channel.first_norm", public="tt_layers.0.tt_layernorm.weight", when=_channel),
     Entry(ours="channel.first", public="tt_layers.0.tt_linear.weight", transpose=True, when=_channel),
     Entry(ours="channel.norm", public="tt_layers.{i}.tt_layernorm.weight", first=1, when=_channel),
@@ -134,6 +152,7 @@ IGNORED: tuple[Ignored, ...] = (
         same_as="model.embed_tokens.weight",
         when=_tied_head,
     ),
+    Ignored(pattern=r"lm_head\.weight", why="its own head is all that a process reward model reads", when=_unread_head),
 )
 
 
@@ -205,8 +224,11 @@ def ignorable(config: ModelConfig, name: str) -> Ignored | None:
 def _unknown(unknown: list[str], known: Iterable[str], where: str) -> str:
     channel = all(name.startswith(CHANNEL_PREFIXES) for name in unknown)
     hint = " config.json does not describe this reward channel (tt_hidden_size, sr_head_layer)." if channel else ""
-    if any(name.startswith("score.") for name in unknown):
-        hint = " A score head belongs to the architectures …ForSequenceClassification and …ForTokenClassification."
+    if any(name.startswith(("score.", "v_head.")) for name in unknown):
+        hint = (
+            " A score head belongs to the architectures …ForSequenceClassification and …ForTokenClassification, "
+            "v_head.summary to Qwen2ForPrmModel, score.0 and score.2 to Qwen2ForProcessRewardModel."
+        )
     return (
         f"{where} holds {listed(unknown)}, which this architecture does not have, so nothing was imported: a tensor "
         f"that is dropped silently is a model that is wrong silently.{nearest(unknown[0], known)}{hint}"

@@ -12,6 +12,7 @@ the model), and this way writing, reading and converting hold one parameter at a
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from jax.experimental import multihost_utils
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
-from sla_jax.model.config import CAUSAL, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
+from sla_jax.model.config import CAUSAL, HEADS, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
 
 FORMAT = 1
@@ -272,7 +273,7 @@ def raw_with_score(
     if kind == "sequence" and score.bias:
         raise UserError("a sequence-classification head has no bias; a head with one is kind 'token'.")
     out = raw_with_channel(raw, None)
-    family = [name.removesuffix(CAUSAL).removesuffix(SEQUENCE).removesuffix(TOKEN) for name in out["architectures"]]
+    family = [functools.reduce(str.removesuffix, (CAUSAL, *HEADS), name) for name in out["architectures"]]
     out["architectures"] = [name + (SEQUENCE if kind == "sequence" else TOKEN) for name in family]
     out.pop("num_labels", None)  # transformers counts id2label
     out.pop("token_classification_bias", None)

@@ -64,7 +64,7 @@ def plant(cache: Cache, logits: Float[Array, "R V"], prompts: Prompts, phase: Ph
     slots, width = len(prompts.limit), phase.lanes
     zeros = jnp.zeros((slots,), jnp.int32)
     texts = jnp.zeros((slots, width, phase.tokens), jnp.int32)
-    nothing = jnp.full((slots, width), NEVER)
+    nothing = jnp.full((slots, width), NEVER, jnp.float32)
     return Beams(
         cache=cache,
         logits=jnp.broadcast_to(logits[:, None], (slots, width, logits.shape[-1])),
@@ -104,7 +104,9 @@ def advance(steps: Steps, beams: Beams, decoder: BeamSearch) -> Beams:
     hopeful = beams.hopeful & (_best_possible(run["score"][:, 0], length, beams, decoder) > ended["ended_score"][:, -1])
     done = beams.done | ~hopeful | full | jnp.all(over, axis=-1)
 
-    cache = steps.fork(beams.cache, run.pop("parent"), beams.length)
+    parent = run.pop("parent")
+    held = jnp.broadcast_to(beams.length[:, None], parent.shape)
+    cache = steps.fork(beams.cache, parent, held, jnp.minimum(held, 1))
     logits, _, cache = steps.step(run.pop("last"), jnp.int32(0), cache)
     moved = {**run, **ended, "logits": logits, "length": length, "hopeful": hopeful, "steps": beams.steps + 1}
     kept = {name: _where(beams.done, getattr(beams, name), new) for name, new in moved.items()}

@@ -22,7 +22,7 @@ class BeamProgram:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._start = jax.jit(_start, static_argnums=(0, 1))
-        self._round = jax.jit(_round, static_argnums=(0, 1), donate_argnums=3)
+        self._round = jax.jit(run, static_argnums=(0, 1), donate_argnums=3)
 
     def stream(
         self,
@@ -52,7 +52,8 @@ def _start(engine: Engine, phase: Phase, params: Any, prompts: Prompts) -> Beams
     return beam.plant(cache, logits, prompts, phase)
 
 
-def _round(engine: Engine, decoder: BeamSearch, params: Any, beams: Beams) -> Beams:
+def run(engine: Engine, decoder: BeamSearch, params: Any, beams: Beams) -> Beams:
+    """One round: `chunk` tokens, or until every request is done."""
     steps = engine.steps(params, Phase(lanes=decoder.beams, tokens=beams.tokens.shape[-1], chunk=1))
 
     def going(carry: tuple[Array, Beams]) -> Array:
@@ -73,12 +74,12 @@ def _report(beams: Beams, row: int, decoder: BeamSearch, told: bool) -> PoolRoun
         tokens=int(beams.length[row]),
         explored=steps * decoder.beams,
         steps=steps,
-        ended=_answers(beams, row) if done and not told else [],
+        ended=answers(beams, row) if done and not told else [],
         done=done,
     )
 
 
-def _answers(beams: Beams, row: int) -> list[Completion]:
+def answers(beams: Beams, row: int) -> list[Completion]:
     """The ended answers, best first."""
     found = []
     for lane in range(beams.ended_score.shape[1]):

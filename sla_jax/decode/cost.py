@@ -17,8 +17,13 @@ class Cost:
     """Tokens of the answer."""
     kv_bytes: int
     """Keys and values at the peak: the prompt and the committed text once, and all lanes' places for what is not."""
+    drafted_tokens: int = 0
+    """Tokens that lanes guessed and read along with their next ones."""
+    accepted_tokens: int = 0
+    """Of those, the ones that were right: forward passes that some lane did not need."""
     scorer_tokens: int = 0
-    """Tokens of the candidates that a scorer beside the policy was given, each time it was."""
+    """Tokens that the models of a scorer beside the policy read, each once; of one without a model, those it was given,
+    each time it was."""
     scorer_seconds: float = 0.0
     seconds: float = 0.0
     """Wall time, compilation included; a caller's own time between two chunks is not counted."""

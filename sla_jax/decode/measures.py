@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sla_jax.decode.lanes import Lanes
+from sla_jax.decode.lanes import Lanes, start
 from sla_jax.errors import UserError, nearest
 
 Terms = tuple[tuple[float, str], ...]
@@ -57,13 +57,16 @@ def needs_rewards(parts: Terms) -> bool:
 
 def measured(lanes: Lanes, parts: Terms, chunk: int) -> Float[Array, "R W"]:
     """The weighted sum of the measures of every lane's answer so far."""
-    mask = answer_mask(lanes, chunk)
+    return weighted(lanes, parts, answer_mask(lanes, chunk))
+
+
+def weighted(lanes: Lanes, parts: Terms, mask: Bool[Array, "R W T"]) -> Float[Array, "R W"]:
+    """The weighted sum of the measures of the tokens that the mask has."""
     values = [weight * MEASURES[name](lanes.rewards, lanes.logprobs, mask) for weight, name in parts]
     return jnp.stack(values).sum(axis=0)
 
 
 def answer_mask(lanes: Lanes, chunk: int) -> Bool[Array, "R W T"]:
-    """The places that hold answers of which nothing is committed: `length` of them from the first chunk's start."""
-    places = lanes.tokens.shape[-1]
-    place = jnp.arange(places)[None, :] - (places - lanes.level[:, None] * chunk)
-    return (place[:, None] >= 0) & (place[:, None] < lanes.length[..., None])
+    """The places that hold answers of which nothing is committed."""
+    place = jnp.arange(lanes.tokens.shape[-1])[None, None, :] - start(lanes, chunk)[..., None]
+    return (place >= 0) & (place < lanes.length[..., None])

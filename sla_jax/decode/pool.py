@@ -12,17 +12,14 @@ values of those that are given up are really gone, and nothing is read twice.
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sla_jax.decode import lanes as moves
 from sla_jax.decode.choice import Text, follow
-from sla_jax.decode.lanes import LOSER, Lanes, Prompts
+from sla_jax.decode.following import choose
+from sla_jax.decode.lanes import LOSER, PER_TOKEN, Lanes, Prompts
 from sla_jax.decode.steps import Cache, Steps
-
-PER_TOKEN = ("tokens", "rewards", "logprobs", "top_ids", "top_logprobs")
-PER_LANE = ("total", "length", "path", "live", "finished", "stopped", "next")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,19 +56,16 @@ def plant(
     path = follow(root.path, candidate)
     text = Text(root.seen, jnp.full((slots, count, 1), -1, jnp.int32), root.length, path, root.ends)
     everywhere = jnp.broadcast_to(logits[:, None], (slots, count, logits.shape[-1]))
-    following = moves.choose(prompts.choice, everywhere, text, count=1, tops=0)
+    following = choose(prompts.choice, everywhere, text, count=1, tops=0)
     lanes = root._replace(path=path, live=jnp.ones_like(root.live), next=following)
     return Pool(lanes._replace(live=lanes.live & ~lanes.done[:, None]), candidate)
 
 
 def grow(steps: Steps, pool: Pool, chunk: int) -> Pool:
     """One chunk more in every lane that is in play."""
-    lanes = pool.lanes
-    slots, count = lanes.live.shape
-    same = jnp.broadcast_to(jnp.arange(count)[None, :], (slots, count))
-    cache = steps.fork(lanes.cache, same, lanes.level * chunk)
-    lanes = moves.gather(lanes, same, chunk)._replace(cache=cache, level=lanes.level + 1)
-    lanes = moves.rollout(steps, lanes, lanes.next, chunk=chunk)
+    same = jnp.broadcast_to(jnp.arange(pool.lanes.live.shape[1])[None, :], pool.lanes.live.shape)
+    lanes = moves.begin(steps, pool.lanes, same, chunk)
+    lanes = moves.rollout(steps, lanes._replace(level=lanes.level + 1), jnp.zeros_like(same), chunk=chunk)
     return pool._replace(lanes=lanes._replace(done=~jnp.any(lanes.live & ~lanes.finished, axis=-1)))
 
 
@@ -84,17 +78,13 @@ def survivors(pool: Pool, scores: Float[Array, "R W"], count: int) -> Int[Array,
 
 def keep(steps: Steps, pool: Pool, kept: Int[Array, "R n"], phase: Phase) -> Pool:
     """The `kept` lanes, with the room of the next phase. Who has finished keeps a lane but is no longer in play."""
-    lanes = pool.lanes
+    lanes = moves.pick(pool.lanes, kept)
     added = phase.tokens - lanes.tokens.shape[-1]
 
-    def moved(x: Array) -> Array:
-        return jnp.take_along_axis(x, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)), axis=1)
-
     def roomy(x: Array) -> Array:
-        return jnp.pad(moved(x), ((0, 0), (0, 0), (added, 0), *[(0, 0)] * (x.ndim - 3)))
+        return jnp.pad(x, ((0, 0), (0, 0), (added, 0), *[(0, 0)] * (x.ndim - 3)))
 
     changed: dict[str, Any] = {name: roomy(getattr(lanes, name)) for name in PER_TOKEN}
-    changed |= {name: jax.tree.map(moved, getattr(lanes, name)) for name in PER_LANE}
-    changed["live"] = changed["live"] & ~changed["finished"]
     cache = steps.regroup(lanes.cache, kept, phase.tokens)
-    return Pool(lanes._replace(cache=cache, **changed), moved(pool.candidate))
+    lanes = lanes._replace(cache=cache, live=lanes.live & ~lanes.finished, **changed)
+    return Pool(lanes, moves.take(pool.candidate, kept))

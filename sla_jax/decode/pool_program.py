@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from sla_jax.decode import pool as moves
 from sla_jax.decode.completion import Completion, PoolRound
-from sla_jax.decode.lanes import Prompts
+from sla_jax.decode.lanes import Prompts, start
 from sla_jax.decode.measures import Terms, measured
 from sla_jax.decode.pool import Phase, Pool
 from sla_jax.decode.program import Engine, fetch, prompt_arrays
@@ -41,7 +41,7 @@ class PoolProgram:
         self._engine = engine
         self._start = jax.jit(_start, static_argnums=(0, 1))
         self._grow = jax.jit(_grow, static_argnums=(0, 1), donate_argnums=3)
-        self._look = jax.jit(_look, static_argnums=(0, 1))
+        self._look = jax.jit(look, static_argnums=(0, 1))
         self._kept = jax.jit(moves.survivors, static_argnums=2)
         self._keep = jax.jit(_keep, static_argnums=(0, 1))
 
@@ -74,18 +74,18 @@ class PoolProgram:
                 pool = self._keep(self._engine, phase, params, pool, kept)
             for left in reversed(range((phase.tokens - grown) // phase.chunk)):
                 pool = self._grow(self._engine, phase, params, pool)
-                status = fetch(_status(pool))
+                status = fetch(status_of(pool))
                 if left and not status.done.all():
-                    yield [_round(number, phase, status, row, []) for row in range(len(status.done))]
+                    yield [round_of(number, phase, status, row, []) for row in range(len(status.done))]
                     continue
                 break
             grown = phase.tokens
             view = fetch(self._look(decoder.terms, phase.chunk, pool))
-            scores = _judged(view, number, judge)
+            scores = judged(view, number, judge)
             count = phases[number + 1].lanes if number + 1 < len(phases) else 0
             kept = self._kept(pool, jnp.asarray(scores), count)
-            rows = _fates(view, number, scores, fetch(kept))
-            yield [_round(number, phase, status, row, ended) for row, ended in enumerate(rows)]
+            rows = fates(view, number, scores, fetch(kept))
+            yield [round_of(number, phase, status, row, ended) for row, ended in enumerate(rows)]
             if status.done.all():
                 return
 
@@ -128,13 +128,15 @@ def _keep(engine: Engine, phase: Phase, params: Any, pool: Pool, kept: Array) ->
     return moves.keep(engine.steps(params, phase), pool, kept, phase)
 
 
-def _look(terms: Terms, chunk: int, pool: Pool) -> View:
+def look(terms: Terms, chunk: int, pool: Pool) -> View:
+    """A pool, left-aligned and scored."""
     lanes = pool.lanes
-    start = lanes.tokens.shape[-1] - lanes.level[0] * chunk
+    places = lanes.tokens.shape[-1]
+    index = jnp.minimum(jnp.arange(places)[None, None, :] + start(lanes, chunk)[..., None], places - 1)
     return View(
-        tokens=jnp.roll(lanes.tokens, -start, axis=-1),
-        rewards=jnp.roll(lanes.rewards, -start, axis=-1),
-        logprobs=jnp.roll(lanes.logprobs, -start, axis=-1),
+        tokens=jnp.take_along_axis(lanes.tokens, index, axis=-1),
+        rewards=jnp.take_along_axis(lanes.rewards, index, axis=-1),
+        logprobs=jnp.take_along_axis(lanes.logprobs, index, axis=-1),
         length=lanes.length,
         live=lanes.live,
         finished=lanes.finished,
@@ -145,7 +147,8 @@ def _look(terms: Terms, chunk: int, pool: Pool) -> View:
 
 
 @jax.jit
-def _status(pool: Pool) -> Status:
+def status_of(pool: Pool) -> Status:
+    """How far a pool is."""
     lanes = pool.lanes
     open_ = lanes.live & ~lanes.finished
     longest = jnp.where(lanes.live, lanes.length, 0).max(axis=-1)
@@ -166,7 +169,7 @@ def _completion(view: View, number: int, row: int, lane: int) -> Completion:
     )
 
 
-def _judged(view: View, number: int, judge: Judge | None) -> np.ndarray:
+def judged(view: View, number: int, judge: Judge | None) -> np.ndarray:
     """Scores [R W]: the decoder's own, or the judge's of every candidate in play."""
     if judge is None:
         return view.score
@@ -178,7 +181,7 @@ def _judged(view: View, number: int, judge: Judge | None) -> np.ndarray:
     return scores
 
 
-def _fates(view: View, number: int, scores: np.ndarray, kept: np.ndarray) -> list[list[Completion]]:
+def fates(view: View, number: int, scores: np.ndarray, kept: np.ndarray) -> list[list[Completion]]:
     """Per request, the candidates that have ended and those that are given up."""
     rows = []
     for row in range(len(scores)):
@@ -187,7 +190,8 @@ def _fates(view: View, number: int, scores: np.ndarray, kept: np.ndarray) -> lis
     return rows
 
 
-def _round(number: int, phase: Phase, status: Status, row: int, ended: list[Completion]) -> PoolRound:
+def round_of(number: int, phase: Phase, status: Status, row: int, ended: list[Completion]) -> PoolRound:
+    """One request's share of a round."""
     return PoolRound(
         phase=number,
         lanes=phase.lanes,

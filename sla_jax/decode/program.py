@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sla_jax.decode import lanes as moves
+from sla_jax.decode import snapshot
 from sla_jax.decode.choice import choices
 from sla_jax.decode.lanes import Lanes, Prompts
 from sla_jax.decode.result import Round, unpack
@@ -43,6 +44,14 @@ class Decoder(Protocol):
     def width(self) -> int:
         """Continuations kept of every leaf."""
 
+    @property
+    def shortest(self) -> int:
+        """Tokens that an unfinished leaf reads in a round, at least."""
+
+    @property
+    def draft(self) -> int:
+        """Tokens guessed in every pass."""
+
     def advance(self, steps: Steps, lanes: Lanes) -> tuple[Lanes, Array]:
         """One round: the next state and its packed result."""
 
@@ -59,12 +68,12 @@ class Engine(NamedTuple):
 
 
 class Program:
-    """The two compiled programs of one decoder on one model."""
+    """The two compiled programs of one decoder on one model; with `trace` the rounds bring their trees."""
 
-    def __init__(self, engine: Engine, decoder: Decoder):
-        self.decoder = decoder
+    def __init__(self, engine: Engine, decoder: Decoder, *, trace: bool = False):
+        self.decoder, self.trace = decoder, trace
         self._start = jax.jit(_start, static_argnums=(0, 1, 4))
-        self._round = jax.jit(_round, static_argnums=(0, 1), donate_argnums=3)
+        self._round = jax.jit(_round, static_argnums=(0, 1, 2), donate_argnums=4)
         self._complete = jax.jit(_complete, static_argnums=(0, 1, 4))
         self._engine = engine
 
@@ -84,20 +93,20 @@ class Program:
 
     def round(self, params: Any, state: Lanes) -> tuple[Lanes, Int[Array, "R C"]]:
         """One round, asynchronously: the next state (the old one is donated) and the packed result, on the device."""
-        return self._round(self._engine, self.decoder, params, state)
+        return self._round(self._engine, self.decoder, self.trace, params, state)
 
     def stream(self, params: Any, state: Lanes) -> Iterator[list[Round]]:
         """Rounds until every request is done, one host copy each."""
         done = False
         while not done:
             state, packed = self.round(params, state)
-            rounds = unpack(fetch(packed))
+            rounds = unpack(fetch(packed), trace=self.decoder if self.trace else None)
             yield rounds
             done = all(r.done for r in rounds)
 
     def complete(self, params: Any, state: Lanes, max_tokens: int) -> list[list[Round]]:
         """The same rounds in one call: the loop runs on the device and its log is copied once."""
-        rounds = max_tokens // self.decoder.chunk + 2 + self.decoder.held // self.decoder.chunk
+        rounds = max_tokens // self.decoder.shortest + 2 + self.decoder.held // self.decoder.chunk
         used, log = fetch(self._complete(self._engine, self.decoder, params, state, rounds))
         return [unpack(packed) for packed in log[:used]]
 
@@ -162,16 +171,17 @@ def prompt_arrays(
 
 def _start(engine: Engine, decoder: Decoder, params: Any, prompts: Prompts, capacity: int) -> Lanes:
     logits, anchor, cache = engine.prefill(params, prompts.tokens, prompts.lengths, decoder, capacity)
-    lanes, held, width = decoder.lanes, decoder.held, decoder.width
-    return moves.plant(cache, logits, anchor, prompts, lanes=lanes, held=held, width=width, tops=0)
+    sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "draft": decoder.draft}
+    return moves.plant(cache, logits, anchor, prompts, **sizes, tops=0)
 
 
-def _round(engine: Engine, decoder: Decoder, params: Any, state: Lanes) -> tuple[Lanes, Array]:
-    return decoder.advance(engine.steps(params, decoder), state)
+def _round(engine: Engine, decoder: Decoder, trace: bool, params: Any, state: Lanes) -> tuple[Lanes, Array]:
+    state, packed = decoder.advance(engine.steps(params, decoder), state)
+    return state, snapshot.beside(packed, state, decoder) if trace else packed
 
 
 def _complete(engine: Engine, decoder: Decoder, params: Any, state: Lanes, rounds: int) -> tuple[Array, Array]:
-    shape = jax.eval_shape(lambda s: _round(engine, decoder, params, s)[1], state)
+    shape = jax.eval_shape(lambda s: _round(engine, decoder, False, params, s)[1], state)
     log = jnp.zeros((rounds, *shape.shape), shape.dtype)
 
     def going(carry: tuple) -> Array:
@@ -180,7 +190,7 @@ def _complete(engine: Engine, decoder: Decoder, params: Any, state: Lanes, round
 
     def advance(carry: tuple) -> tuple:
         i, state, log = carry
-        state, packed = _round(engine, decoder, params, state)
+        state, packed = _round(engine, decoder, False, params, state)
         return i + 1, state, jax.lax.dynamic_update_index_in_dim(log, packed, i, 0)
 
     used, _, log = jax.lax.while_loop(going, advance, (jnp.int32(0), state, log))

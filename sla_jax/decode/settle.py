@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sla_jax.decode import lanes as moves
-from sla_jax.decode.lanes import LOSER, Lanes
+from sla_jax.decode.drafting import told
+from sla_jax.decode.lanes import INSIDE, LOSER, Lanes
 from sla_jax.decode.steps import Steps
 
-PER_TOKEN = ("tokens", "rewards", "logprobs", "top_ids", "top_logprobs")
+TOLD = ("tokens", "rewards", "logprobs", "entropies", "top_ids", "top_logprobs")
 
 
 class Harvest(NamedTuple):
@@ -30,6 +31,7 @@ class Harvest(NamedTuple):
     tokens: Int[Array, "R P"]
     rewards: Float[Array, "R P"]
     logprobs: Float[Array, "R P"]
+    entropies: Float[Array, "R P"]
     top_ids: Int[Array, "R P A"]
     top_logprobs: Float[Array, "R P A"]
     size: Int[Array, "R"]
@@ -42,69 +44,74 @@ class Winner(NamedTuple):
     """The leading first-level node of every request."""
 
     ready: Bool[Array, "R"]  # its chunk can be committed
-    block: Int[Array, "R"]
+    rank: Int[Array, "R"]
     lane: Int[Array, "R"]  # its best leaf
     score: Float[Array, "R"]
     margin: Float[Array, "R"]
 
 
 def settle(
-    steps: Steps, lanes: Lanes, *, width: int, depth: int, chunk: int, early_margin: float | None = None
+    steps: Steps,
+    lanes: Lanes,
+    *,
+    width: int,
+    depth: int,
+    chunk: int,
+    early_margin: float | None = None,
+    logprob_weight: float = 0.0,
 ) -> tuple[Lanes, Harvest]:
     """Commit chunk after chunk, in every request where the next one is decided."""
 
     def lead(lanes: Lanes) -> Winner:
-        return winner(lanes, width=width, depth=depth, early_margin=early_margin)
+        scores = moves.score(lanes, logprob_weight)
+        return winner(lanes, scores, width=width, depth=depth, chunk=chunk, early_margin=early_margin)
 
     def going(carry: tuple[Lanes, Harvest, Winner]) -> Array:
         return jnp.any(carry[2].ready)
 
     def once(carry: tuple[Lanes, Harvest, Winner]) -> tuple[Lanes, Harvest, Winner]:
         lanes, harvest, won = carry
-        lanes, harvest = commit(steps, lanes, harvest, won, width=width, chunk=chunk)
+        lanes, harvest = commit(steps, lanes, harvest, won, chunk=chunk)
         return lanes, harvest, lead(lanes)
 
     lanes, harvest, _ = jax.lax.while_loop(going, once, (lanes, _nothing(lanes), lead(lanes)))
-    return lanes, harvest
+    return lanes._replace(history=told(lanes.history, harvest.tokens, harvest.size)), harvest
 
 
-def winner(lanes: Lanes, *, width: int, depth: int, early_margin: float | None) -> Winner:
+def winner(
+    lanes: Lanes, scores: Float[Array, "R W"], *, width: int, depth: int, chunk: int, early_margin: float | None
+) -> Winner:
     """The first-level node with the best leaf (ties: the first, being more probable), and whether that is final."""
-    scores = moves.score(lanes)
-    under = lanes.live[:, None] & (_blocks(lanes, width)[:, None] == jnp.arange(width)[None, :, None])  # R n W
+    under = lanes.live[:, None] & (_first(lanes, chunk)[:, None] == jnp.arange(width)[None, :, None])  # R n W
     best = jnp.where(under, scores[:, None], LOSER).max(axis=-1)
     ended = jnp.where(under & lanes.finished[:, None], scores[:, None], LOSER).max(axis=-1)
-    block = jnp.argmax(best, axis=-1).astype(jnp.int32)
-    mine = jnp.arange(width)[None, :] == block[:, None]
-    lane = jnp.argmax(jnp.where(_row(under, block), scores, LOSER), axis=-1).astype(jnp.int32)
-    before = jnp.arange(width)[None, :] < block[:, None]
-    sure = _row(ended, block)[:, None]
+    rank = jnp.argmax(best, axis=-1).astype(jnp.int32)
+    mine = jnp.arange(width)[None, :] == rank[:, None]
+    lane = jnp.argmax(jnp.where(_row(under, rank), scores, LOSER), axis=-1).astype(jnp.int32)
+    before = jnp.arange(width)[None, :] < rank[:, None]
+    sure = _row(ended, rank)[:, None]
     beaten = jnp.where(before, best < sure, best <= sure) & ~(under & ~lanes.finished[:, None]).any(axis=-1)
     decided = (mine | beaten | ~under.any(axis=-1)).all(axis=-1)
     others = jnp.where(mine, LOSER, best).max(axis=-1)
-    score = _row(best, block)
+    score = _row(best, rank)
     if early_margin is not None:
         decided |= score - others > early_margin
     ready = (decided | (lanes.level > depth)) & (lanes.level > 0) & ~lanes.done
-    return Winner(ready, block, lane, score, score - others)
+    return Winner(ready, rank, lane, score, score - others)
 
 
-def commit(
-    steps: Steps, lanes: Lanes, harvest: Harvest, won: Winner, *, width: int, chunk: int
-) -> tuple[Lanes, Harvest]:
+def commit(steps: Steps, lanes: Lanes, harvest: Harvest, won: Winner, *, chunk: int) -> tuple[Lanes, Harvest]:
     """The winner's chunk becomes text and its siblings leave the tree, in every request that is ready."""
-    places = lanes.tokens.shape[-1]
-    start = jnp.clip(places - chunk * lanes.level, 0, places - chunk)
-    held = _row(lanes.length, won.lane) - lanes.committed
-    count = jnp.where(won.ready, jnp.minimum(held, chunk), 0)
-    ended = won.ready & _row(lanes.finished, won.lane) & (held <= chunk)
+    start = jnp.minimum(_row(moves.start(lanes, chunk), won.lane), lanes.tokens.shape[-1] - chunk)
+    held = _row(moves.held(lanes), won.lane)
+    span = _span(_row(lanes.ranks, won.lane), start, held, chunk)
+    count = jnp.where(won.ready, span, 0)
+    ended = won.ready & _row(lanes.finished, won.lane) & (held <= span)
     harvest = _gathered(harvest, lanes, won, start, count, chunk)
-    spread = width ** jnp.maximum(lanes.level - 1, 0)
-    kept = lanes.live & ((_blocks(lanes, width) == won.block[:, None]) | ~won.ready[:, None])
+    kept = lanes.live & ((_first(lanes, chunk) == won.rank[:, None]) | ~won.ready[:, None])
     lanes = lanes._replace(
         cache=steps.commit(lanes.cache, won.lane, start, count),
         live=kept,
-        base=lanes.base + jnp.where(won.ready, won.block * spread, 0),
         level=lanes.level - won.ready.astype(jnp.int32),
         committed=lanes.committed + count,
         done=lanes.done | ended,
@@ -113,15 +120,23 @@ def commit(
     return lanes, harvest
 
 
-def _blocks(lanes: Lanes, width: int) -> Int[Array, "R W"]:
-    """The first-level node that each lane is under."""
-    lane = jnp.arange(lanes.live.shape[1])[None, :]
-    return (lane - lanes.base[:, None]) // (width ** jnp.maximum(lanes.level - 1, 0))[:, None]
+def _first(lanes: Lanes, chunk: int) -> Int[Array, "R W"]:
+    """The first-level node that each lane is under: its rank among the children of the committed text."""
+    place = jnp.minimum(moves.start(lanes, chunk), lanes.tokens.shape[-1] - 1)
+    return jnp.take_along_axis(lanes.ranks, place[..., None], axis=2)[..., 0]
+
+
+def _span(ranks: Int[Array, "R T"], start: Int[Array, "R"], held: Int[Array, "R"], chunk: int) -> Int[Array, "R"]:
+    """Tokens of the chunk that begins at place start[r]: up to where the next begins, or all that is held."""
+    ahead = jnp.arange(1, chunk)[None, :]
+    place = jnp.minimum(start[:, None] + ahead, ranks.shape[1] - 1)
+    begins = jnp.take_along_axis(ranks, place, axis=1) != INSIDE
+    return jnp.minimum(jnp.where(begins, ahead, chunk).min(axis=1, initial=chunk), held)
 
 
 def _nothing(lanes: Lanes) -> Harvest:
     """A harvest before the first commit."""
-    empty: dict[str, Any] = {name: jnp.zeros_like(getattr(lanes, name)[:, 0]) for name in PER_TOKEN}
+    empty: dict[str, Any] = {name: jnp.zeros_like(getattr(lanes, name)[:, 0]) for name in TOLD}
     zero = jnp.zeros_like(lanes.anchor)
     return Harvest(**empty, size=lanes.level * 0, stopped=lanes.done & False, score=zero, margin=zero + jnp.inf)
 
@@ -130,14 +145,16 @@ def _gathered(harvest: Harvest, lanes: Lanes, won: Winner, start: Array, count: 
     """The harvest with the winner's chunk behind what it holds."""
 
     def add(old: Array, buffer: Array) -> Array:
-        def one(old: Array, buffer: Array, lane: Array, start: Array, count: Array) -> Array:
+        def one(old: Array, buffer: Array, lane: Array, start: Array, size: Array, count: Array) -> Array:
             piece = jax.lax.dynamic_slice_in_dim(buffer[lane], start, chunk)
-            return jax.lax.dynamic_update_slice_in_dim(old, piece, count, 0)
+            inside = (jnp.arange(chunk) < count).reshape(-1, *[1] * (piece.ndim - 1))
+            piece = jnp.where(inside, piece, jnp.zeros_like(piece))
+            return jax.lax.dynamic_update_slice_in_dim(old, piece, size, 0)
 
-        new = jax.vmap(one)(old, buffer, won.lane, start, harvest.size)
+        new = jax.vmap(one)(old, buffer, won.lane, start, harvest.size, count)
         return jnp.where(won.ready.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    added: dict[str, Any] = {name: add(getattr(harvest, name), getattr(lanes, name)) for name in PER_TOKEN}
+    added: dict[str, Any] = {name: add(getattr(harvest, name), getattr(lanes, name)) for name in TOLD}
     return harvest._replace(
         **added,
         size=harvest.size + count,

@@ -26,6 +26,8 @@ class SpeculativeRejection:
     alpha: float = 0.5
     budget: int | None = None
     """Tokens whose keys and values all lanes together may hold; None for n · max_tokens · (1-alpha)²."""
+    reserve_gb: float | None = None
+    """In place of a budget: all that the device's free memory holds, less so many GB."""
     chunk: int = 16
     """Lengths at which lanes are given up are whole chunks."""
     score: str = "reward"
@@ -35,6 +37,8 @@ class SpeculativeRejection:
         terms(self.score)
         if not 0 <= self.alpha < 1:
             raise UserError(f"alpha={self.alpha} is out of range; it is the share given up, from 0 to below 1.")
+        if self.reserve_gb is not None and (self.budget is not None or self.reserve_gb < 0):
+            raise UserError(f"reserve_gb={self.reserve_gb} is 0 or more, and stands in place of a budget.")
         if self.budget is not None and self.budget < self.n * self.chunk:
             raise UserError(
                 f"budget={self.budget} does not hold one chunk of {self.chunk} tokens in each of n={self.n} lanes; "

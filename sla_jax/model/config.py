@@ -21,12 +21,15 @@ IMPLIED: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": {"qk_norm": True, "use_sliding_window": False},
 }
 CAUSAL, SEQUENCE, TOKEN = "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"
+VALUE, PROCESS = "ForPrmModel", "ForProcessRewardModel"  # Skywork-o1-Open-PRM, Qwen2.5-Math-PRM
+HEADS = (SEQUENCE, TOKEN, VALUE, PROCESS)  # what stands in place of the LM head
 IMPLIED |= {
     name.removesuffix(CAUSAL) + head: implied
     for name, implied in list(IMPLIED.items())
     if name.endswith(CAUSAL)
     for head in (SEQUENCE, TOKEN)
 }
+IMPLIED |= {"Qwen2" + head: IMPLIED["Qwen2ForCausalLM"] for head in (VALUE, PROCESS)}
 LABELS = 2  # outputs of a score head whose config.json says neither id2label nor num_labels, as in transformers
 T = TypeVar("T")
 ROPE_KINDS = ("default", "linear", "llama3")
@@ -56,10 +59,19 @@ class ChannelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """A linear head in place of the LM head, from the final norm's output: a reward model's or a classifier's."""
+    """A head in place of the LM head, from the final norm's output: a reward model's or a classifier's.
+
+    `kind` is what config.json calls it: "linear" as in transformers, "value" the same as TRL's value head, "mlp" with a
+    hidden layer of width D, a bias and ReLU in front."""
 
     outputs: int
     bias: bool
+    kind: Literal["linear", "value", "mlp"] = "linear"
+
+    def __repr__(self) -> str:
+        """As generated, but without `kind` where it is linear: caches are keyed by what earlier versions printed."""
+        kind = "" if self.kind == "linear" else f", kind={self.kind!r}"
+        return f"ScoreConfig(outputs={self.outputs}, bias={self.bias}{kind})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +116,11 @@ class ModelConfig:
             )
         if len(self.windows) != self.layers:
             object.__setattr__(self, "windows", (None,) * self.layers)
+
+    @property
+    def kv_numbers(self) -> int:
+        """How many numbers the keys and values of one position are."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def groups(self) -> int:
@@ -216,8 +233,10 @@ def _channel(raw: Mapping[str, Any], arch: str) -> ChannelConfig | None:
 
 def _score(raw: Mapping[str, Any], arch: str) -> ScoreConfig | None:
     """Sequence classification has no bias; token classification has one unless config.json says otherwise."""
-    if not arch.endswith((SEQUENCE, TOKEN)):
+    if not arch.endswith(HEADS):
         return None
+    if arch.endswith(VALUE):
+        return ScoreConfig(outputs=1, bias=True, kind="value")
     labels, count = raw.get("id2label"), raw.get("num_labels")
     if labels is not None and (not isinstance(labels, Mapping) or count not in (None, len(labels))):
         raise UserError(
@@ -227,4 +246,6 @@ def _score(raw: Mapping[str, Any], arch: str) -> ScoreConfig | None:
     outputs = _need({"num_labels": said}, "num_labels", int) if labels is None else len(labels)
     if outputs < 1:
         raise UserError(f"config.json says {outputs} labels; a score head has at least one output.")
+    if arch.endswith(PROCESS):
+        return ScoreConfig(outputs=outputs, bias=True, kind="mlp")
     return ScoreConfig(outputs=outputs, bias=arch.endswith(TOKEN) and bool(raw.get("token_classification_bias", True)))

@@ -1,10 +1,10 @@
-"""One token per lane against a shared prefix: the cache, and the moves that decoding makes on it.
+"""Tokens of all lanes against a shared prefix: the cache, and the moves that decoding makes on it.
 
 The committed text's keys and values are stored once per request and read once per step: the queries of all W lanes form
 one matrix against them. Each lane adds a short suffix of uncommitted tokens, kept **right-aligned**: the chunk being
-decoded always occupies the last k of the T places, so step t writes place T-k+t in every lane of every request, and
-starting the next chunk is one gather that also shifts by k. The two partial softmaxes share their maximum, which merges
-them exactly.
+decoded always occupies the last k of the T places, so step t writes place T-k+t in every lane of every request, however
+many tokens each holds, and starting the next chunk is one gather that also shifts every lane by what it has read. The
+two partial softmaxes share their maximum, which merges them exactly.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Cache(NamedTuple):
     prefix: tuple[Pair, ...]  # [R, K, S, H]
     suffix: tuple[Pair, ...]  # [R, K, W, T, H]
     length: Leaf  # [R] positions of the prefix in use
-    held: Leaf  # [R] uncommitted tokens that every unfinished lane had when this chunk began
+    held: Leaf  # [R, W] uncommitted tokens that every lane had when this chunk began
 
 
 def cache_shapes(config: ModelConfig, dtype: Any, slots: int, lanes: int, capacity: int, held: int) -> Cache:
@@ -40,7 +40,8 @@ def cache_shapes(config: ModelConfig, dtype: Any, slots: int, lanes: int, capaci
     prefix = jax.ShapeDtypeStruct((slots, config.kv_heads, capacity, config.head_dim), dtype)
     suffix = jax.ShapeDtypeStruct((slots, config.kv_heads, lanes, held, config.head_dim), dtype)
     count = jax.ShapeDtypeStruct((slots,), jnp.int32)
-    return Cache(((prefix, prefix),) * config.layers, ((suffix, suffix),) * config.layers, count, count)
+    own = jax.ShapeDtypeStruct((slots, lanes), jnp.int32)
+    return Cache(((prefix, prefix),) * config.layers, ((suffix, suffix),) * config.layers, count, own)
 
 
 def prefill(
@@ -62,7 +63,8 @@ def prefill(
     shapes = cache_shapes(config, out.hidden.dtype, prompts.shape[0], lanes, capacity, held)
     prefix = tuple((jnp.pad(k, room), jnp.pad(v, room)) for k, v in out.kv)
     suffix = tuple((jnp.zeros(s.shape, s.dtype), jnp.zeros(s.shape, s.dtype)) for s, _ in shapes.suffix)
-    return logits(policy, hidden), reward, Cache(prefix, suffix, lengths, jnp.zeros_like(lengths))
+    none = jnp.zeros(shapes.held.shape, jnp.int32)
+    return logits(policy, hidden), reward, Cache(prefix, suffix, lengths, none)
 
 
 def extend(
@@ -94,16 +96,40 @@ def step(
     `policy` is in the unrolled layout. Lanes that are finished compute along and are ignored by the caller.
     """
     place = cache.suffix[0][0].shape[3] - chunk + t
-    position = cache.length + cache.held + t
+    position = cache.length[:, None] + cache.held + t
     suffix = list(cache.suffix)
 
     def attention(i: int, q: Array, k: Array, v: Array) -> Array:
         suffix[i] = (_write(cache.suffix[i][0], k, place), _write(cache.suffix[i][1], v, place))
+        mask = _masks(cache, position[..., None], jnp.full((1, 1, 1), place), chunk, config.windows[i])
+        return _attend(q, cache.prefix[i], suffix[i], mask, config)
+
+    h, reward = _blocks(policy, config, tokens, position, attention)
+    return constrain(logits(policy, h), "batch", None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+
+
+def read(
+    policy: Policy, config: ModelConfig, chunk: int, tokens: Int[Array, "R W m"], done: Int[Array, "R W"], cache: Cache
+) -> tuple[Float[Array, "R W m V"], Float[Array, "R W m"], Cache]:
+    """Read m tokens of the chunk in every lane, each lane from where it is: as many calls of `step`, in one.
+
+    What would lie beyond the chunk is dropped (its numbers mean nothing); a token that is read again, at the same
+    place, takes the place of the one before. `policy` is in the unrolled layout.
+    """
+    r, w, m = tokens.shape
+    ahead = done[..., None] + jnp.arange(m)[None, None, :]
+    place = cache.suffix[0][0].shape[3] - chunk + ahead
+    position = (cache.length[:, None] + cache.held)[..., None] + ahead
+    suffix = list(cache.suffix)
+
+    def attention(i: int, q: Array, k: Array, v: Array) -> Array:
+        suffix[i] = (_scatter(cache.suffix[i][0], k, place), _scatter(cache.suffix[i][1], v, place))
         mask = _masks(cache, position, place, chunk, config.windows[i])
         return _attend(q, cache.prefix[i], suffix[i], mask, config)
 
-    h, reward = _blocks(policy, config, tokens, jnp.broadcast_to(position[:, None], tokens.shape), attention)
-    return constrain(logits(policy, h), "batch", None, "vocab"), reward, cache._replace(suffix=tuple(suffix))
+    h, reward = _blocks(policy, config, tokens.reshape(r, w * m), position.reshape(r, w * m), attention)
+    rows = constrain(logits(policy, h), "batch", None, "vocab")
+    return rows.reshape(r, w, m, -1), reward.reshape(r, w, m), cache._replace(suffix=tuple(suffix))
 
 
 def _blocks(
@@ -133,26 +159,33 @@ def _blocks(
     return h, reward_channel.read(channel, h, u) if channel is not None else jnp.zeros(tokens.shape)
 
 
-def fork(chunk: int, cache: Cache, parents: Int[Array, "R W"], held: Int[Array, "R"]) -> Cache:
-    """Begin a new chunk: lane w goes on from lane parents[r, w], with `held` uncommitted tokens behind it."""
-    index = parents[:, None, :, None, None]
+def fork(cache: Cache, parents: Int[Array, "R W"], held: Int[Array, "R W"], read: Int[Array, "R W"]) -> Cache:
+    """Begin a new chunk: lane w goes on from lane parents[r, w], which has read that many tokens of the last one.
+
+    `held` uncommitted tokens are then behind it.
+    """
+    places = cache.suffix[0][0].shape[3]
+    index = parents[..., None] * places + jnp.minimum(jnp.arange(places)[None, None, :] + read[..., None], places - 1)
 
     def gather(x: Array) -> Array:
-        kept = jnp.take_along_axis(x[:, :, :, chunk:], index, axis=2)
-        return jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, chunk), (0, 0)))
+        r, k, w, t, h = x.shape
+        moved = jnp.take_along_axis(x.reshape(r, k, w * t, h), index.reshape(r, 1, w * t, 1), axis=2)
+        return moved.reshape(x.shape)
 
     return cache._replace(suffix=jax.tree.map(gather, cache.suffix), held=held)
 
 
 def regroup(cache: Cache, parents: Int[Array, "R w"], places: int) -> Cache:
-    """Only the lanes `parents`, in that order, with room for `places` ≥ T uncommitted tokens."""
+    """The lanes `parents`, in that order, with room for `places` ≥ T uncommitted tokens."""
     index = parents[:, None, :, None, None]
 
     def gather(x: Array) -> Array:
         kept = jnp.take_along_axis(x, index, axis=2)
         return jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (places - x.shape[3], 0), (0, 0)))
 
-    return cache._replace(suffix=jax.tree.map(gather, cache.suffix))
+    return cache._replace(
+        suffix=jax.tree.map(gather, cache.suffix), held=jnp.take_along_axis(cache.held, parents, axis=1)
+    )
 
 
 def commit(chunk: int, cache: Cache, lane: Int[Array, "R"], start: Int[Array, "R"], count: Int[Array, "R"]) -> Cache:
@@ -175,44 +208,54 @@ def _write(old: Float[Array, "R K W T H"], new: Float[Array, "R W K H"], place: 
     return jax.lax.dynamic_update_slice(old, piece, (0, 0, 0, place, 0))
 
 
+def _scatter(old: Float[Array, "R K W T H"], new: Float[Array, "R B K H"], place: Int[Array, "R W m"]) -> Array:
+    """Row j of lane w to place[r, w, j]; what is past the end is dropped."""
+    r, w, m = place.shape
+    rows, lanes = jnp.arange(r)[:, None, None], jnp.arange(w)[None, :, None]
+    piece = new.reshape(r, w, m, *new.shape[2:]).astype(old.dtype)
+    return old.at[rows, :, lanes, place].set(piece, mode="drop", unique_indices=True)
+
+
 def _append(old: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, start, 0))
 
 
 def _masks(
-    cache: Cache, position: Int[Array, "R"], place: Int[Array, ""], chunk: int, window: int | None
+    cache: Cache, position: Int[Array, "R W m"], place: Int[Array, "#R #W m"], chunk: int, window: int | None
 ) -> tuple[Array, Array]:
-    """Which prefix positions [R, S] and suffix places [R, T] a token at `position` attends to."""
+    """Which prefix positions [R, #B, S] and suffix places [R, W, m, T] the m tokens of every lane read: B = W·m."""
     s, t = cache.prefix[0][0].shape[2], cache.suffix[0][0].shape[3]
-    prefix, suffix = jnp.arange(s)[None, :], jnp.arange(t)[None, :]
-    in_prefix = prefix < cache.length[:, None]
-    in_suffix = (suffix >= t - chunk - cache.held[:, None]) & (suffix <= place)
+    prefix, suffix = jnp.arange(s)[None, None, :], jnp.arange(t)[None, None, None, :]
+    in_prefix = prefix < cache.length[:, None, None]
+    in_suffix = (suffix >= t - chunk - cache.held[..., None, None]) & (suffix <= place[..., None])
     if window is not None:
-        in_prefix &= position[:, None] - prefix < window
-        in_suffix &= place - suffix < window
+        in_prefix = in_prefix & (position.reshape(len(position), -1, 1) - prefix < window)
+        in_suffix &= place[..., None] - suffix < window
     return in_prefix, in_suffix
 
 
 def _attend(
-    q: Float[Array, "R W N H"],
+    q: Float[Array, "R B N H"],
     prefix: tuple[Array, Array],
     suffix: tuple[Array, Array],
     masks: tuple[Array, Array],
     config: ModelConfig,
-) -> Float[Array, "R W N H"]:
-    """Attention over the shared prefix (one matrix product for all lanes) and each lane's own suffix."""
-    r, w, n, h = q.shape
-    k, g = config.kv_heads, config.groups
-    q = jnp.transpose(q.reshape(r, w, k, g, h), (0, 2, 1, 3, 4)) * jnp.asarray(h**-0.5, q.dtype)
-    shared = jnp.einsum("rkmh,rksh->rkms", q.reshape(r, k, w * g, h), prefix[0], preferred_element_type=jnp.float32)
-    own = jnp.einsum("rkwgh,rkwth->rkwgt", q, suffix[0], preferred_element_type=jnp.float32)
-    shared = jnp.where(masks[0][:, None, None, :], shared, MASKED)
-    own = jnp.where(masks[1][:, None, None, None, :], own, MASKED).reshape(r, k, w * g, -1)
+) -> Float[Array, "R B N H"]:
+    """Attention over the shared prefix (one matrix product for all B = W·m rows) and each lane's own suffix."""
+    r, b, n, h = q.shape
+    k, g, w = config.kv_heads, config.groups, suffix[0].shape[2]
+    q = jnp.transpose(q.reshape(r, b, k, g, h), (0, 2, 1, 3, 4)) * jnp.asarray(h**-0.5, q.dtype)
+    shared = jnp.einsum("rkmh,rksh->rkms", q.reshape(r, k, b * g, h), prefix[0], preferred_element_type=jnp.float32)
+    mine = q.reshape(r, k, w, b // w * g, h)
+    own = jnp.einsum("rkwgh,rkwth->rkwgt", mine, suffix[0], preferred_element_type=jnp.float32)
+    shared = jnp.where(masks[0][:, None, :, None], shared.reshape(r, k, b, g, -1), MASKED).reshape(shared.shape)
+    own = jnp.where(masks[1][:, None, :, :, None], own.reshape(r, k, w, b // w, g, -1), MASKED)
+    own = own.reshape(r, k, b * g, -1)
     top = jnp.maximum(shared.max(-1, keepdims=True), own.max(-1, keepdims=True))
     shared, own = jnp.exp(shared - top), jnp.exp(own - top)
     total = shared.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
     out = jnp.einsum("rkms,rksh->rkmh", shared.astype(q.dtype), prefix[1], preferred_element_type=jnp.float32)
-    own = own.reshape(r, k, w, g, -1).astype(q.dtype)
+    own = own.reshape(r, k, w, b // w * g, -1).astype(q.dtype)
     tail = jnp.einsum("rkwgt,rkwth->rkwgh", own, suffix[1], preferred_element_type=jnp.float32)
-    merged = (out + tail.reshape(r, k, w * g, h)) / total
-    return jnp.transpose(merged.reshape(r, k, w, g, h), (0, 2, 1, 3, 4)).reshape(r, w, n, h).astype(q.dtype)
+    merged = (out + tail.reshape(r, k, b * g, h)) / total
+    return jnp.transpose(merged.reshape(r, k, b, g, h), (0, 2, 1, 3, 4)).reshape(r, b, n, h).astype(q.dtype)

@@ -109,6 +109,14 @@ def logits(policy: Policy, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]
     return out.reshape(*hidden.shape[:-1], -1)
 
 
+def token_logits(policy: Policy, hidden: Float[Array, "*B D"], tokens: tuple[int, ...]) -> Float[Array, "*B O"]:
+    """The logits of some tokens only, from final-norm outputs."""
+    assert policy.score is None, "a reward model has no LM head"
+    ids = jnp.asarray(tokens)
+    weight = policy.embed[...][ids] if policy.head is None else policy.head[...][:, ids].T
+    return jnp.einsum("...d,od->...o", hidden, weight, preferred_element_type=jnp.float32)
+
+
 def qkv(
     attn: Attention, config: ModelConfig, x: Float[Array, "*B D"], table: tuple[Array, Array]
 ) -> tuple[Array, Array, Array]:

@@ -1,7 +1,8 @@
-"""The score head of a reward model: one linear layer on the final norm's output, in place of the LM head.
+"""The score head of a reward model, on the final norm's output and in place of the LM head.
 
-As transformers defines it: sequence classification has one row of scores, read at the last token, and no bias; token
-classification has one at every token and a bias (process rewards: two classes).
+One linear layer as transformers defines it: sequence classification has one row of scores, read at the last token, and
+no bias; token classification has one at every token and a bias (process rewards: two classes). Qwen2.5-Math-PRM has a
+hidden layer of width D with ReLU in front of it.
 """
 
 import jax
@@ -14,13 +15,17 @@ from sla_jax.model.config import ModelConfig
 
 
 class Score(nnx.Module):
-    """`weight` [D, outputs]; `bias` [outputs], or None where the config has none."""
+    """`weight` [D, outputs], `bias` [outputs], `hidden` [D, D], `hidden_bias` [D]; None where the config has none."""
 
     def __init__(self, config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32):
         assert config.score is not None, "this config has no score head"
         shape = (config.width, config.score.outputs)
         self.weight = nnx.Param((INIT_STD * jax.random.normal(key, shape, jnp.float32)).astype(dtype))
         self.bias = nnx.Param(jnp.zeros(shape[1:], dtype)) if config.score.bias else None
+        deep, square = config.score.kind == "mlp", (config.width, config.width)
+        noise = INIT_STD * jax.random.normal(jax.random.fold_in(key, 1), square, jnp.float32) if deep else None
+        self.hidden = None if noise is None else nnx.Param(noise.astype(dtype))
+        self.hidden_bias = nnx.Param(jnp.zeros(square[1:], dtype)) if deep else None
 
 
 def init_score(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32) -> Score:
@@ -30,11 +35,17 @@ def init_score(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = FLOAT32) 
 
 def score_values(score: Score, hidden: Float[Array, "*B D"]) -> Float32[Array, "*B O"]:
     """Scores from final-norm outputs; computed in float32 on every backend, whatever the parameters' type."""
-    wide, weight = hidden.astype(jnp.float32), score.weight[...].astype(jnp.float32)
-    values = jnp.einsum("...d,do->...o", wide, weight, precision=jax.lax.Precision.HIGHEST)
-    if score.bias is None:
+    wide = hidden.astype(jnp.float32)
+    if score.hidden is not None:
+        wide = jax.nn.relu(_linear(wide, score.hidden, score.hidden_bias))
+    return _linear(wide, score.weight, score.bias)
+
+
+def _linear(x: Float32[Array, "*B I"], weight: nnx.Param, bias: nnx.Param | None) -> Float32[Array, "*B O"]:
+    values = jnp.einsum("...i,io->...o", x, weight[...].astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    if bias is None:
         return values
-    return values + jnp.broadcast_to(score.bias[...].astype(jnp.float32), values.shape)
+    return values + jnp.broadcast_to(bias[...].astype(jnp.float32), values.shape)
 
 
 def last_values(values: Float[Array, "B T O"], lengths: Int[Array, "B"]) -> Float[Array, "B O"]:

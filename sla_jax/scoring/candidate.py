@@ -32,6 +32,26 @@ class Scorer(Protocol):
         """One score a candidate, in order."""
 
 
+@runtime_checkable
+class StepScorer(Protocol):
+    """A scorer that judges an answer step by step."""
+
+    def steps(self, candidates: Sequence[Candidate]) -> list[list[float]]:
+        """One score for each step of each candidate, in order; what is not finished counts as a step."""
+
+
+@runtime_checkable
+class ReadingScorer(Protocol):
+    """A scorer that reads with models of its own."""
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that its models have read so far."""
+
+    def session(self) -> Scorer:
+        """The same for one request's candidates, which come again and again: it remembers what it has read of them."""
+
+
 class Score(NamedTuple):
     """A score and what it is made of."""
 

@@ -6,15 +6,19 @@ from typing import Any
 
 from sla_jax.decode.completion import Completion
 from sla_jax.errors import UserError
-from sla_jax.scoring.candidate import Candidate, Message, Scorer
+from sla_jax.scoring.candidate import Candidate, Message, ReadingScorer, Scorer
 from sla_jax.text import TextStream
 
 
 class Judge:
-    """Scores the candidates of one request, unfinished ones too; counts the tokens it was given and its seconds."""
+    """Scores the candidates of one request, unfinished ones too; counts tokens and seconds.
+
+    `tokens` are those that the scorer's models read, each once; of a scorer that reads with none, those it was given.
+    """
 
     def __init__(self, scorer: Scorer, messages: list[Message], tokenizer: Any):
-        self.scorer, self.messages, self.tokenizer = scorer, messages, tokenizer
+        self.scorer = scorer.session() if isinstance(scorer, ReadingScorer) else scorer
+        self.messages, self.tokenizer = messages, tokenizer
         self.tokens, self.seconds = 0, 0.0
 
     def __call__(self, request: int, completions: list[Completion]) -> list[float]:
@@ -23,7 +27,8 @@ class Judge:
         began = time.perf_counter()
         scores = self.scorer.score([self._candidate(one) for one in completions])
         self.seconds += time.perf_counter() - began
-        self.tokens += sum(len(one.tokens) for one in completions)
+        given = sum(len(one.tokens) for one in completions)
+        self.tokens = self.scorer.tokens_read if isinstance(self.scorer, ReadingScorer) else self.tokens + given
         return [float(score) for score in scores]
 
     def _candidate(self, one: Completion) -> Candidate:

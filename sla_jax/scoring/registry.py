@@ -2,12 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from sla_jax.errors import UserError, nearest
-from sla_jax.scoring.candidate import Candidate, Score, Scorer, detailed
+from sla_jax.scoring.candidate import Candidate, ReadingScorer, Score, Scorer, detailed
+from sla_jax.scoring.steps import check_steps
 
-KINDS = ("rules", "channel", "reward_model", "verifier", "python")
-NEEDS = {"channel": "checkpoint", "reward_model": "checkpoint", "verifier": "answers", "python": "function"}
+# what each kind takes; the first of it is what it needs
+TAKES: dict[str, tuple[str, ...]] = {
+    "rules": (),
+    "channel": ("checkpoint",),
+    "reward_model": ("checkpoint",),
+    "prm": ("checkpoint", "format", "aggregate", "separator", "label_ids"),
+    "verifier": ("answers",),
+    "python": ("function",),
+}
+KINDS = tuple(TAKES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,25 +25,40 @@ class ScorerConfig:
     """One scorer; each kind takes the field that it needs and no other."""
 
     kind: str = "rules"
-    """rules, channel (mean reward), reward_model (score head), verifier (exact answers) or python (any function)."""
+    """rules, channel (mean reward), reward_model (score head), prm (a score a step), verifier (exact answers) or python
+    (any function)."""
     checkpoint: str | None = None
-    """channel, reward_model: a checkpoint directory."""
+    """channel, reward_model, prm: a checkpoint directory."""
     answers: str | None = None
     """verifier: a file of {question or prompt, answer} rows."""
     function: str | None = None
     """python: MODULE:FUNCTION, called with a list of candidates, giving a list of numbers."""
+    format: str | None = None
+    """prm: math_shepherd, rlhflow, skywork, qwen, head (train.py's) or channel, where the checkpoint leaves a doubt."""
+    aggregate: str | None = None
+    """prm: what makes a score of the steps': last (if not given), min, prod or mean."""
+    separator: str | None = None
+    """prm: what stands between the steps of an answer; an empty line if not given."""
+    label_ids: tuple[int, int] | None = None
+    """prm of format math_shepherd or rlhflow: the tokens good and bad, if not the tokenizer's + and -."""
     weight: float = 1.0
     """Its part in a sum of scorers."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"there is no scorer {self.kind!r}; known: {', '.join(KINDS)}.{nearest(self.kind, KINDS)}")
-        for name in ("checkpoint", "answers", "function"):
-            needed = NEEDS.get(self.kind) == name
-            if needed and not getattr(self, name):
-                raise UserError(f"the scorer {self.kind!r} needs {name!r}; add it.")
-            if not needed and getattr(self, name) is not None:
+        taken = TAKES[self.kind]
+        if taken and not getattr(self, taken[0]):
+            raise UserError(f"the scorer {self.kind!r} needs {taken[0]!r}; add it.")
+        for name in [field.name for field in dataclasses.fields(self) if field.name not in ("kind", "weight", *taken)]:
+            if getattr(self, name) is not None:
                 raise UserError(f"{name!r} means nothing to the scorer {self.kind!r}; drop it.")
+        check_steps(self.format, self.aggregate, self.separator)
+
+    def options(self) -> dict[str, Any]:
+        """What is given beside the field that the kind needs."""
+        given = {name: getattr(self, name) for name in TAKES[self.kind][1:]}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def make_scorer(configs: ScorerConfig | Sequence[ScorerConfig]) -> Scorer:
@@ -51,6 +76,10 @@ def _make(config: ScorerConfig) -> Scorer:
         from sla_jax.scoring.channel import ChannelScorer
 
         return ChannelScorer(config.checkpoint)
+    if config.checkpoint and config.kind == "prm":
+        from sla_jax.scoring.process import ProcessScorer
+
+        return ProcessScorer(config.checkpoint, **config.options())
     if config.checkpoint:
         from sla_jax.scoring.reward_model import RewardModelScorer
 
@@ -73,11 +102,22 @@ class Weighted:
 
     def __init__(self, members: Sequence[tuple[Scorer, float]]):
         self.members = list(members)
+        self._given = 0  # tokens that members without a model were given
 
     @property
     def name(self) -> str:
         """`0.5·rules + 1·channel NAME`."""
         return " + ".join(f"{weight:g}·{scorer.name}" for scorer, weight in self.members)
+
+    @property
+    def tokens_read(self) -> int:
+        """Of members that read with a model, what they read; of each other one, what it was given."""
+        return self._given + sum(one.tokens_read for one, _ in self.members if isinstance(one, ReadingScorer))
+
+    def session(self) -> Scorer:
+        """The sum of the members' sessions."""
+        members = [(one.session() if isinstance(one, ReadingScorer) else one, weight) for one, weight in self.members]
+        return Weighted(members)
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
         """Weighted sums."""
@@ -86,6 +126,8 @@ class Weighted:
     def detailed(self, candidates: Sequence[Candidate]) -> list[Score]:
         """Weighted sums with every member's parts."""
         columns = [detailed(scorer, candidates) for scorer, _ in self.members]
+        blind = sum(not isinstance(scorer, ReadingScorer) for scorer, _ in self.members)
+        self._given += blind * sum(len(one.tokens) for one in candidates)
         return [self._sum(row) for row in zip(*columns, strict=True)]
 
     def _sum(self, row: Sequence[Score]) -> Score:

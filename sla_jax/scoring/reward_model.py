@@ -1,42 +1,41 @@
 """A sequence-classification reward model as a scorer: its one value at the last token of conversation and answer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from sla_jax.errors import UserError
 from sla_jax.loading import load_model
-from sla_jax.model import forward
-from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
-from sla_jax.model.score import last_values, score_values
+from sla_jax.model.score import score_values
 from sla_jax.scoring.candidate import Candidate
-from sla_jax.scoring.rows import read, rows_of
+from sla_jax.scoring.model_scorer import ModelScorer
+from sla_jax.scoring.rows import Row, answer_row
 
 
-class RewardModelScorer:
+class RewardModelScorer(ModelScorer):
     """The value at the last token; the model has one output."""
 
     def __init__(self, checkpoint: str | Path):
-        self.model = load_model(Path(checkpoint), generates=False)
-        score = self.model.config.score
+        model = load_model(Path(checkpoint), generates=False)
+        score = model.config.score
         if score is None or score.outputs != 1:
             has = "no score head" if score is None else f"a score head of {score.outputs} outputs"
             raise UserError(f"{checkpoint} has {has}; a reward model has one output (num_labels 1).")
-        self.name = f"reward model {checkpoint}"
-        self._read = jax.jit(_last_values, static_argnums=0)
+        super().__init__(f"reward model {checkpoint}", model, scalar)
 
-    def score(self, candidates: Sequence[Candidate]) -> list[float]:
-        """One value a candidate."""
-        model = self.model
-        return read(rows_of(model, candidates), lambda *batch: self._read(model.config, model.policy, *batch))
+    def row(self, candidate: Candidate) -> Row:
+        """The last token counts."""
+        row = answer_row(self.model, candidate)
+        return row._replace(places=row.places[-1:])
+
+    def conclude(self, values: np.ndarray) -> float:
+        """Its value."""
+        return float(values[0])
 
 
-def _last_values(
-    config: ModelConfig, policy: Policy, tokens: Int[Array, "B T"], starts: Int[Array, "B"], ends: Int[Array, "B"]
-) -> Float[Array, "B"]:
-    hidden = forward.trunk(policy, config, tokens).hidden
-    assert policy.score is not None, "RewardModelScorer refuses a model without a score head"
-    return last_values(score_values(policy.score, hidden), ends)[:, 0]
+def scalar(policy: Policy, hidden: Float[Array, "B T D"], reward: Array | None) -> Float[Array, "B T"]:
+    """The one output of a score head."""
+    assert policy.score is not None, "a scorer that reads a score head refuses a model without one"
+    return score_values(policy.score, hidden)[..., 0]

@@ -12,19 +12,32 @@ from sla_jax.scoring.candidate import Candidate
 from sla_jax.text import chat_ids, response_ids
 
 BATCH_TOKENS = 4096  # of one batch, padding included
-Reader = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Reader = Callable[[np.ndarray], np.ndarray]
 
 
 class Row(NamedTuple):
     """A candidate as the scoring model reads it, in that model's own tokens."""
 
-    prompt: int  # tokens before the answer
     ids: list[int]  # prompt and answer
+    places: list[int]  # the tokens at which its values count
 
 
-def rows_of(model: Loaded, candidates: Sequence[Candidate]) -> list[Row]:
-    """The candidates under the model's chat template. Raises UserError if one is longer than the context."""
-    rows = [_row(model, candidate) for candidate in candidates]
+def answer_row(model: Loaded, candidate: Candidate) -> Row:
+    """The candidate under the model's chat template; the values of all its answer's tokens count.
+
+    The end-of-turn token is read only if the answer ended; an answer without any token is the prompt's last one."""
+    if not candidate.text:
+        prompt = chat_ids(model.tokenizer, candidate.messages)
+        return Row(prompt, [len(prompt) - 1])
+    prompt, answer = response_ids(model.tokenizer, candidate.messages, candidate.text)
+    if not candidate.finished and len(answer) > 1 and answer[-1] in model.end_tokens:
+        answer = answer[:-1]
+    ids = [*prompt, *answer]
+    return Row(ids, list(range(len(prompt), len(ids))))
+
+
+def check_context(model: Loaded, rows: Sequence[Row]) -> None:
+    """Raise UserError if a row is longer than the model's context."""
     context = model.config.max_positions
     longest = max((len(row.ids) for row in rows), default=0)
     if longest > context:
@@ -32,36 +45,22 @@ def rows_of(model: Loaded, candidates: Sequence[Candidate]) -> list[Row]:
             f"an answer and its conversation have {longest} tokens for the scoring model, whose context holds "
             f"{context}. Lower max_prompt_tokens or max_tokens, or name another scorer."
         )
-    return rows
 
 
-def _row(model: Loaded, candidate: Candidate) -> Row:
-    """The end-of-turn token is read only if the answer ended; an answer without any token is the prompt alone."""
-    if not candidate.text:
-        prompt = chat_ids(model.tokenizer, candidate.messages)
-        return Row(len(prompt) - 1, prompt)
-    prompt, answer = response_ids(model.tokenizer, candidate.messages, candidate.text)
-    if not candidate.finished and len(answer) > 1 and answer[-1] in model.end_tokens:
-        answer = answer[:-1]
-    return Row(len(prompt), [*prompt, *answer])
-
-
-def read(rows: Sequence[Row], reader: Reader) -> list[float]:
-    """`reader(tokens [B, T], starts [B], ends [B]) -> values [B]` over all rows; answers are tokens[start:end].
+def read(rows: Sequence[Row], reader: Reader) -> list[np.ndarray]:
+    """The values at every row's places, float64 [P]: `reader(tokens [B, T]) -> values [B, T]` over all rows.
 
     Rows of one batch have one bucketed length, and a batch of a length always has the same B, so that a length is
-    compiled once; what the last batch leaves empty is rows of one token.
+    compiled once; what the last batch leaves empty is zeros.
     """
-    values = np.zeros(len(rows), np.float64)
+    found: dict[int, np.ndarray] = {}
     for group, size, length in _groups(rows):
         tokens = np.zeros((size, length), np.int32)
-        starts, ends = np.zeros(size, np.int32), np.ones(size, np.int32)
         for i, number in enumerate(group):
-            row = rows[number]
-            tokens[i, : len(row.ids)] = row.ids
-            starts[i], ends[i] = row.prompt, len(row.ids)
-        values[group] = np.asarray(reader(tokens, starts, ends), np.float64)[: len(group)]
-    return values.tolist()
+            tokens[i, : len(rows[number].ids)] = rows[number].ids
+        values = np.asarray(reader(tokens), np.float64)
+        found |= {number: values[i, rows[number].places] for i, number in enumerate(group)}
+    return [found[number] for number in range(len(rows))]
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:

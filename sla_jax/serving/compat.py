@@ -22,6 +22,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from sla_jax.decode.greedy import Greedy
+from sla_jax.decode.sla import SLA
 from sla_jax.serving.answer import Piece
 from sla_jax.serving.compat_bodies import JetStreamBody, OriginalBody, RewardBody, RewardsReply, TextReply, TextsReply
 from sla_jax.serving.errors import ApiError, bad
@@ -161,13 +163,19 @@ def profile_for(body: OriginalBody, profiles: Sequence[Profile]) -> Profile:
     """The declared profile that gives what ck_n, ck_k and ck_d ask for. Raises ApiError with the list."""
     plain = not body.searches or body.ck_n == 1  # one branch is greedy decoding, whatever its chunks
     for profile in profiles:
-        shape = (profile.width, profile.chunk, profile.depth)
-        exact = profile.method == "sla" and not profile.branch_first and profile.early_margin is None
-        if plain and profile.method == "greedy" or not plain and exact and shape == (body.ck_n, body.ck_k, body.ck_d):
+        decoder = profile.decoder()
+        if plain and isinstance(decoder, Greedy) or not plain and isinstance(decoder, SLA) and _asked(body, decoder):
             return profile
     offered = "; ".join(map(describe, profiles))
     wanted = "plain decoding" if plain else f"ck_n={body.ck_n}, ck_k={body.ck_k}, ck_d={body.ck_d}"
     raise bad(f"no search profile of this server is {wanted}; it has: {offered}.", "ck_n")
+
+
+def _asked(body: OriginalBody, decoder: SLA) -> bool:
+    """Whether it is the plain search of that width, chunk and depth."""
+    sizes = (decoder.width, decoder.chunk, decoder.depth)
+    plain = SLA(width=decoder.width, chunk=decoder.chunk, depth=decoder.depth)
+    return decoder == plain and sizes == (body.ck_n, body.ck_k, body.ck_d)
 
 
 async def whole_texts(pieces: Pieces, body: OriginalBody) -> AsyncIterator[str]:

@@ -6,6 +6,8 @@ they are (a lower bound: what a round needs is taken to grow with its slots as a
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import os
 from pathlib import Path
@@ -17,16 +19,29 @@ from rich.console import Console
 from rich.table import Table
 
 from sla_jax.checkpoint import store
+from sla_jax.decode.beam import BeamSearch
+from sla_jax.decode.methods import Pools, Trees
+from sla_jax.decode.pool import Phase
 from sla_jax.errors import UserError
 from sla_jax.loading import default_dtype, end_tokens
 from sla_jax.model import decoding
 from sla_jax.model.axes import policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import init_policy, unstack
-from sla_jax.serving.engine import Program, generate_program, state_axes, state_shapes
+from sla_jax.serving.engine import Program, generate_program, prompt_row, state_axes, state_shapes
+from sla_jax.serving.pools import (
+    PoolDesign,
+    grow_program,
+    keep_program,
+    plant_program,
+    pool_axes,
+    roomy,
+    schedule,
+)
 from sla_jax.serving.reader import extend_program
+from sla_jax.serving.request import Request
 from sla_jax.serving.settings import Profile, ServeConfig
-from sla_jax.serving.sizes import Sizes, sizes_of
+from sla_jax.serving.sizes import Sizes, places_of, sizes_of
 from sla_jax.serving.worker import check_profiles
 from sla_jax.sharding import ACTIVATIONS, SERVE, make_mesh, named
 from sla_jax.text import load_tokenizer
@@ -53,6 +68,7 @@ class Need:
     slot: float  # of one more slot
     running: int  # temporaries and new outputs of a round
     kv_slot: int  # keys and values of one slot, over all chips
+    lanes: int  # of one slot
 
 
 def report(config: ServeConfig) -> None:
@@ -69,9 +85,14 @@ def report(config: ServeConfig) -> None:
         reading = read_bytes(model, sizes, machine)
     needs = []
     for profile in config.profiles:
-        program = Program(model, profile.decoder(), config.engine.top_logprobs, ends)
         with console.status(f"compiling for {machine.name}: profile {profile.name}"):
-            needs.append(need_of(program, profile, sizes, machine))
+            decoder = profile.decoder()
+            if isinstance(decoder, Trees):
+                program = Program(model, decoder, config.engine.top_logprobs, ends)
+                needs.append(need_of(program, profile, sizes, machine))
+            else:
+                assert isinstance(decoder, Pools | BeamSearch), f"{profile.method} is not served"
+                needs.append(pool_need(PoolDesign(model, decoder), profile, sizes, machine, ends))
     cache = config.engine.prefix_cache_mb * 2**20 // config.engine.mesh.tensor
     fixed = weights + cache + max(reading, *(need.running for need in needs))
     room = machine.chip_bytes * (1 - RESERVE)
@@ -114,7 +135,53 @@ def need_of(program: Program, profile: Profile, sizes: Sizes, machine: Machine) 
     slot = (state + running) / profile.slots
     cache = state_shapes(program, 1, sizes.capacities[-1], machine.dtype).cache
     kv_slot = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-    return Need(profile=profile, state=state, slot=slot, running=running, kv_slot=kv_slot)
+    lanes = program.decoder.lanes
+    return Need(profile=profile, state=state, slot=slot, running=running, kv_slot=kv_slot, lanes=lanes)
+
+
+def pool_need(design: PoolDesign, profile: Profile, sizes: Sizes, machine: Machine, ends: int) -> Need:
+    """Compile the phases of the longest answers. A slot counts as much as its largest pool, beside the longest prompt,
+    which it shares with others at best. Pools take turns, so that only one runs at a time."""
+    places = places_of(sizes.context, design.decoder.chunk)
+    phases = [roomy(phase, places) for phase in schedule(design.decoder, sizes.context - 1)]
+    policy, kv = policy_shapes(design.config, machine), prompt_shapes(design.config, sizes, machine)
+    slot, running, kv_slot = 0, 0, 0
+    for phase, following in itertools.zip_longest(phases, phases[1:]):
+        state = pool_shapes(design, phase, sizes, machine, ends)
+        with jax.set_mesh(machine.mesh):
+            programs = [grow_program.lower(policy, kv, state, design=design, shape=phase)]
+            if following is not None:
+                score = placed(jax.ShapeDtypeStruct((1, phase.lanes), jnp.float32), machine)
+                programs.append(keep_program.lower(policy, state, score, design=design, shape=following))
+            running = max(running, *(_running(program.compile()) for program in programs))
+        slot = max(slot, chip_bytes(state) + chip_bytes(kv))
+        kept = jax.tree.leaves((kv, [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 5]))
+        kv_slot = max(kv_slot, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept))
+    return Need(
+        profile=profile,
+        state=slot * profile.slots,
+        slot=float(slot),
+        running=running,
+        kv_slot=kv_slot,
+        lanes=phases[0].lanes,
+    )
+
+
+def pool_shapes(design: PoolDesign, phase: Phase, sizes: Sizes, machine: Machine, ends: int) -> Any:
+    """A pool of one request, without the prompt's keys and values."""
+    request = Request(id="", profile="", prompt=(0,), max_tokens=1, ends=())
+    prompt = jax.eval_shape(lambda: prompt_row(request, sizes.context, ends))
+    hidden = jax.ShapeDtypeStruct((1, design.config.width), machine.dtype)
+    reward = jax.ShapeDtypeStruct((1,), jnp.float32)
+    plant = functools.partial(plant_program, design=design, shape=phase)
+    state = jax.eval_shape(plant, policy_shapes(design.config, machine), hidden, reward, prompt)
+    return jax.tree.map(lambda x, names: placed(x, machine, *names), state, pool_axes(state))
+
+
+def prompt_shapes(model: ModelConfig, sizes: Sizes, machine: Machine) -> Any:
+    """Keys and values of the longest prompt."""
+    shapes = decoding.cache_shapes(model, machine.dtype, 1, 1, sizes.capacities[-1], 1).prefix
+    return jax.tree.map(lambda x: placed(x, machine, None, "heads", None, None), shapes)
 
 
 def round_bytes(program: Program, slots: int, sizes: Sizes, machine: Machine) -> tuple[int, int]:
@@ -129,8 +196,7 @@ def round_bytes(program: Program, slots: int, sizes: Sizes, machine: Machine) ->
 
 def read_bytes(model: ModelConfig, sizes: Sizes, machine: Machine) -> int:
     """What reading the largest piece of the longest prompt needs, per chip: prefix, temporaries, outputs."""
-    shapes = decoding.cache_shapes(model, machine.dtype, 1, 1, sizes.capacities[-1], 1).prefix
-    kv = jax.tree.map(lambda x: placed(x, machine, None, "heads", None, None), shapes)
+    kv = prompt_shapes(model, sizes, machine)
     tokens = placed(jax.ShapeDtypeStruct((1, sizes.piece), jnp.int32), machine)
     places = placed(jax.ShapeDtypeStruct((2,), jnp.int32), machine)
     with jax.set_mesh(machine.mesh):
@@ -176,7 +242,7 @@ def show(
         peak = max(common["reading a prompt"], *(other.running for other in needs))
         free = room - taken - others - need.state - peak
         most = need.profile.slots + math.floor(free / need.slot / shape.data) * shape.data
-        lanes = need.profile.slots * need.profile.decoder().lanes
+        lanes = need.profile.slots * need.lanes
         cells = [need.profile.name, str(need.profile.slots), str(lanes), gb(need.state), gb(need.running)]
         table.add_row(*cells, gb(need.kv_slot), str(max(most, 0)))
     console.print(table)

@@ -23,11 +23,10 @@ from jaxtyping import Array, Int
 
 from sla_jax.decode import lanes as moves
 from sla_jax.decode.choice import choices
-from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.lanes import Lanes, Prompts
+from sla_jax.decode.methods import Trees
 from sla_jax.decode.result import nobody
 from sla_jax.decode.sampling import Sampling
-from sla_jax.decode.sla import SLA
 from sla_jax.loading import Loaded, engine
 from sla_jax.model import decoding, forward
 from sla_jax.model.config import ModelConfig
@@ -42,7 +41,7 @@ class Program(NamedTuple):
     """What the compiled programs depend on, besides shapes."""
 
     config: ModelConfig
-    decoder: Greedy | SLA
+    decoder: Trees
     tops: int  # alternatives recorded beside each token
     ends: int  # room for end tokens
 
@@ -53,7 +52,9 @@ class Engine:
     def __init__(self, model: Loaded, profile: Profile, reader: Reader, *, tops: int, data: int = 1):
         self.model, self.profile, self.reader = model, profile, reader
         self.rows = rows_of(profile.slots, data)
-        self.program = Program(model.config, profile.decoder(), tops, len(model.end_tokens) + 1)
+        decoder = profile.decoder()
+        assert isinstance(decoder, Trees), f"{profile.method} does not commit text as it goes"
+        self.program = Program(model.config, decoder, tops, len(model.end_tokens) + 1)
 
     @property
     def slots(self) -> int:
@@ -83,7 +84,8 @@ class Engine:
         self, params: Any, prefix: Prefix, state: Lanes, slot: int, request: Request
     ) -> tuple[Lanes, Int[Array, "C"]]:
         """Put a read prompt into a slot. Also gives the first token, packed as `first_of` reads it."""
-        kv, prompt = self.reader.resized(prefix.kv, room(state)[1]), self.prompt(request)
+        kv = self.reader.resized(prefix.kv, room(state)[1])
+        prompt = prompt_row(request, self.reader.sizes.context, self.program.ends)
         one, first = _plant(params, prefix.hidden, prefix.reward, prompt, program=self.program)
         return _put(state, one, kv, prompt.lengths, np.int32(slot)), first
 
@@ -100,19 +102,6 @@ class Engine:
         state = state if room(state)[0] == rows else _with_rows(state, rows=rows)
         return state if room(state)[1] == capacity else _with_capacity(state, capacity=capacity)
 
-    def prompt(self, request: Request) -> Prompts:
-        """A request as arrays of one row."""
-        tokens = np.zeros((1, self.reader.sizes.context), np.int32)
-        tokens[0, : len(request.prompt)] = request.prompt
-        ends = [*request.ends, *[-1] * (self.program.ends - len(request.ends))]
-        arrays: dict[str, Any] = {
-            "tokens": tokens,
-            "lengths": np.array([len(request.prompt)], np.int32),
-            "limit": np.array([request.max_tokens], np.int32),
-            "ends": np.array([ends], np.int32),
-        }
-        return Prompts(**jax.device_put(arrays), choice=choices([request.sampling], [request.top_logprobs]))
-
     def warm_up(self) -> None:
         """Compile everything: each program runs once in each size, on empty slots."""
         request = Request(id="", profile=self.profile.name, prompt=(0,), max_tokens=1, ends=())
@@ -127,6 +116,19 @@ class Engine:
             for other in self.rows:
                 self.resize(state, other, capacity)
         jax.block_until_ready(state)
+
+
+def prompt_row(request: Request, context: int, ends: int) -> Prompts:
+    """A request as arrays of one row, with room for a prompt of `context` tokens and for `ends` end tokens."""
+    tokens = np.zeros((1, context), np.int32)
+    tokens[0, : len(request.prompt)] = request.prompt
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "lengths": np.array([len(request.prompt)], np.int32),
+        "limit": np.array([request.max_tokens], np.int32),
+        "ends": np.array([[*request.ends, *[-1] * (ends - len(request.ends))]], np.int32),
+    }
+    return Prompts(**jax.device_put(arrays), choice=choices([request.sampling], [request.top_logprobs]))
 
 
 def room(state: Lanes) -> tuple[int, int]:
@@ -160,9 +162,8 @@ def generate_program(params: Any, state: Lanes, *, program: Program) -> tuple[La
 @functools.partial(jax.jit, static_argnames=("program",))
 def _plant(params: Any, hidden: Array, reward: Array, prompt: Prompts, *, program: Program) -> tuple[Lanes, Array]:
     """A request's row of the state, without caches, and its first token."""
-    logits, decoder = forward.logits(params, hidden), program.decoder
-    lanes, held, width = decoder.lanes, decoder.held, decoder.width
-    one = moves.plant(None, logits, reward, prompt, lanes=lanes, held=held, width=width, tops=program.tops)
+    logits = forward.logits(params, hidden)
+    one = moves.plant(None, logits, reward, prompt, **_sizes(program))
     one, first = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), (one, _first(one)))
     return one, first
 
@@ -177,7 +178,7 @@ def _put(state: Lanes, one: Lanes, kv: Any, length: Int[Array, "1"], slot: Array
     cache = state.cache._replace(
         prefix=jax.tree.map(row, state.cache.prefix, kv),
         length=row(state.cache.length, length),
-        held=row(state.cache.held, one.level),
+        held=row(state.cache.held, one.length),
     )
     return _laid_out(jax.tree.map(row, state._replace(cache=None), one)._replace(cache=cache))
 
@@ -230,14 +231,21 @@ def state_shapes(program: Program, slots: int, capacity: int, dtype: Any) -> Lan
     prompts = Prompts(**shapes, choice=jax.eval_shape(lambda: choices([Sampling()] * slots)))
     logits = jax.ShapeDtypeStruct((slots, program.config.vocab_size), jnp.float32)
     anchor = jax.ShapeDtypeStruct((slots,), jnp.float32)
-    lanes, held, width = decoder.lanes, decoder.held, decoder.width
-    plant = functools.partial(moves.plant, None, lanes=lanes, held=held, width=width, tops=program.tops)
+    plant = functools.partial(moves.plant, None, **_sizes(program))
     return jax.eval_shape(plant, logits, anchor, prompts)._replace(cache=cache)
+
+
+def _sizes(program: Program) -> dict[str, Any]:
+    decoder, tops = program.decoder, program.tops
+    sizes = {"lanes": decoder.lanes, "held": decoder.held, "width": decoder.width, "draft": decoder.draft}
+    return {**sizes, "tops": tops}
 
 
 def state_axes(state: Lanes) -> Lanes:
     """The names of every leaf's axes: slots, and the heads of the caches."""
-    cache = jax.tree.map(lambda x: ("batch", *["heads"] * (x.ndim > 1), *[None] * (x.ndim - 2)), state.cache)
+    cache = jax.tree.map(
+        lambda x: ("batch", *["heads"] * (x.ndim > 2), *[None] * (x.ndim - 1 - (x.ndim > 2))), state.cache
+    )
     return jax.tree.map(lambda x: ("batch", *[None] * (x.ndim - 1)), state._replace(cache=None))._replace(cache=cache)
 
 

@@ -239,7 +239,8 @@ class Gateway:
         top_logprobs: int = 0,
         param: str = "max_tokens",
     ) -> Request:
-        """A request whose time runs from now. Raises ApiError if the context has no room for `max_tokens`."""
+        """A request whose time runs from now. Raises ApiError if the context has no room for `max_tokens`, UserError if
+        the search has none."""
         room = self.model.context - len(prompt.tokens)
         if max_tokens is not None and max_tokens > room:
             raise bad(
@@ -248,11 +249,13 @@ class Gateway:
                 param,
                 "context_length_exceeded",
             )
+        limit = room if max_tokens is None else max_tokens
+        profile.check_limit(limit)
         return Request(
             id="",
             profile=profile.name,
             prompt=prompt.tokens,
-            max_tokens=room if max_tokens is None else max_tokens,
+            max_tokens=limit,
             ends=() if ignore_eos else self.model.end_tokens,
             sampling=sampling or Sampling(),
             top_logprobs=top_logprobs,

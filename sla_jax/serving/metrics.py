@@ -62,6 +62,12 @@ class Metrics:
             "sla_jax_explored_tokens", "Tokens read to find the answers", ["profile"], registry=registry
         )
         self.rounds = Counter("sla_jax_rounds", "Rounds run", ["profile"], registry=registry)
+        self.candidates = Counter(
+            "sla_jax_candidates",
+            "Whole answers that a search chose from, by how they ended",
+            ["profile", "outcome"],
+            registry=registry,
+        )
         self.compiled = Counter("sla_jax_compiled_programs", "Programs compiled since the start", registry=registry)
         self.compiled_ready = Gauge(
             "sla_jax_compiled_programs_at_ready", "Programs compiled when the server was ready", registry=registry
@@ -112,6 +118,8 @@ class Metrics:
         """Count what an event brings, `explored` of it new."""
         self.committed_tokens.labels(profile).inc(len(event.tokens) - event.repeated)
         self.explored_tokens.labels(profile).inc(explored)
+        for one in event.ended:
+            self.candidates.labels(profile, one.finish).inc()
 
     def prompt(self, tokens: int, cached: int) -> None:
         """Count a prompt that has been read."""

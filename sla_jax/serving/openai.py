@@ -7,11 +7,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
+from sla_jax.decode.completion import Completion
 from sla_jax.serving.answer import Piece
 from sla_jax.serving.gateway import Gateway, Prompt, Run, new_id
 from sla_jax.serving.logprobs import chat_logprobs, text_logprobs
 from sla_jax.serving.orders import Order
 from sla_jax.serving.request import Event, Top
+from sla_jax.text import TextStream
 
 
 class Said(NamedTuple):
@@ -23,6 +25,8 @@ class Said(NamedTuple):
     logprobs: Sequence[float | None] = ()
     tops: Sequence[Top] = ()
     rounds: Sequence[dict[str, Any]] = ()
+    candidates: Sequence[dict[str, Any]] = ()  # whose fate is known now
+    progress: dict[str, Any] | None = None
     finish: str | None = None
 
 
@@ -82,8 +86,10 @@ class Exchange:
                     continue
                 first = index not in opened
                 opened.add(index)
-                search = {"search": said.rounds[0]} if said.rounds else {}
-                yield {**head, "choices": [self._chunk_choice(index, said, first)], **search}
+                more: dict[str, Any] = {"search": said.rounds[0]} if said.rounds else {}
+                more |= {"progress": said.progress} if said.progress else {}
+                more |= {"candidates": said.candidates} if said.candidates else {}
+                yield {**head, "choices": [self._chunk_choice(index, said, first)], **more}
         if self.order.include_usage:
             yield {**head, "choices": [], **self.usage}
 
@@ -120,16 +126,31 @@ class Exchange:
             return Said(prompt.text, finish=finish)
         seen = await run.inspect(prompt.tokens, self.order.top or 0)
         tops = [*([[]] * (len(prompt.tokens) - len(seen.tops))), *seen.tops]
-        return Said(prompt.text, prompt.tokens, prompt.offsets, seen.logprobs, tops, (), finish)
+        return Said(prompt.text, prompt.tokens, prompt.offsets, seen.logprobs, tops, finish=finish)
 
     def _part(self, piece: Piece, shift: int) -> Said:
         index, event = piece.index, piece.event
         self._last[index] = event._replace(explored=max(event.explored, self._explored(index)))
         self._counts[index] = self._counts.get(index, 0) + len(piece.tokens)
         self.texts[index] = self.texts.get(index, "") + piece.text
-        rounds = [_round(event)] if self.order.return_rewards and event.round is not None else []
+        silent = event.round is None or (event.progress is not None and not event.tokens)
+        rounds = [_round(event)] if self.order.return_rewards and not silent else []
         offsets = [shift + offset for offset in piece.offsets]
-        return Said(piece.text, piece.tokens, offsets, piece.logprobs, piece.tops, rounds, piece.finish)
+        candidates = [self._candidate(one) for one in event.ended] if self.order.return_candidates else []
+        progress = None if event.progress is None else event.progress._asdict()
+        spoken = (piece.text, piece.tokens, offsets, piece.logprobs, piece.tops)
+        return Said(*spoken, rounds, candidates, progress, piece.finish)
+
+    def _candidate(self, one: Completion) -> dict[str, Any]:
+        text = TextStream(self._gateway.tokenizer)
+        return {
+            "candidate": one.candidate,
+            "text": text.push(one.tokens) + text.finish(),
+            "score": finite(one.score),
+            "finish": one.finish,
+            "round": one.round,
+            "n_tokens": len(one.tokens),
+        }
 
     def _explored(self, index: int) -> int:
         return self._last[index].explored if index in self._last else 0
@@ -149,14 +170,15 @@ class Exchange:
     def _silent(self, said: Said) -> bool:
         """Whether a chunk would say nothing."""
         wants_tokens = self.order.top is not None or self.order.return_token_ids
-        return not (said.text or said.finish or said.rounds or (wants_tokens and said.tokens))
+        return not (said.text or said.finish or said.rounds or said.progress or (wants_tokens and said.tokens))
 
     def _choice(self, index: int, said: Said) -> dict[str, Any]:
         body: dict[str, Any] = {"text": said.text}
         if self._chat:
             body = {"message": {"role": "assistant", "content": said.text, "refusal": None}}
-        search = {"search": list(said.rounds)} if self.order.return_rewards else {}
-        return {**self._common(index, said), **body, **self._ids(index, said, True), **search}
+        more: dict[str, Any] = {"search": list(said.rounds)} if self.order.return_rewards else {}
+        more |= {"candidates": list(said.candidates)} if self.order.return_candidates else {}
+        return {**self._common(index, said), **body, **self._ids(index, said, True), **more}
 
     def _chunk_choice(self, index: int, said: Said, first: bool) -> dict[str, Any]:
         body: dict[str, Any] = {"text": said.text}
@@ -213,6 +235,7 @@ def _joined(parts: Sequence[Said]) -> Said:
         logprobs=[value for part in parts for value in part.logprobs],
         tops=[top for part in parts for top in part.tops],
         rounds=[found for part in parts for found in part.rounds],
+        candidates=[found for part in parts for found in part.candidates],
         finish=parts[-1].finish if parts else None,
     )
 

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sla_jax.decode.methods import useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.errors import ApiError, bad
@@ -14,7 +15,7 @@ from sla_jax.serving.schema import ChatBody, CompletionBody, Message, Sampled, S
 from sla_jax.serving.settings import ModelInfo, Profile
 
 Source = str | list[int] | list[dict[str, str]]
-SETTINGS = ("method", "width", "chunk", "depth", "branch_first")
+SETTINGS = ("method", "width", "chunk", "depth", "branch_first", "beams", "n", "alpha")
 
 
 class Asked(NamedTuple):
@@ -48,6 +49,7 @@ class Order:
     include_usage: bool
     return_token_ids: bool
     return_rewards: bool
+    return_candidates: bool
 
     @property
     def answers(self) -> int:
@@ -128,7 +130,7 @@ def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile
     if not named:
         hint = nearest(chosen or "", [profile.name for profile in model.profiles])
         raise bad(f"there is no search profile {chosen!r}; this server has: {listing}.{hint}", "search.profile")
-    fitting = [profile for profile in named if all(getattr(profile, key) == wanted[key] for key in wanted)]
+    fitting = [profile for profile in named if all(_setting(profile, key) == wanted[key] for key in wanted)]
     if not fitting:
         asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
         where = f"the profile {chosen} is not" if chosen else "no declared profile is"
@@ -149,10 +151,17 @@ def profile_of(model: ModelInfo, name: str | None) -> str | None:
 
 def describe(profile: Profile) -> str:
     """A profile as the list of errors shows it."""
-    if profile.method == "greedy":
-        return f"{profile.name} (greedy, chunk {profile.chunk})"
-    first = ", branch_first" if profile.branch_first else ""
-    return f"{profile.name} (sla, width {profile.width}, chunk {profile.chunk}, depth {profile.depth}{first})"
+    decoder, said = profile.decoder(), [str(profile.method)]
+    for field in dataclasses.fields(decoder):
+        value = getattr(decoder, field.name)
+        if value != field.default or (field.name in SETTINGS and value is not False):
+            said.append(field.name if value is True else f"{field.name} {value}")
+    return f"{profile.name} ({', '.join(said)})"
+
+
+def _setting(profile: Profile, name: str) -> object:
+    """What a profile has for a search's setting; nothing if its method has no such setting."""
+    return profile.method if name == "method" else getattr(profile.decoder(), name, None)
 
 
 def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, echo: bool) -> Order:
@@ -171,12 +180,15 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
     returns_rewards = body.search is not None and body.search.return_rewards
     if returns_rewards and not gateway.model.has_channel:
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
+    profile, sampling = choose(gateway.model, body.model, body.search), _sampling(body, gateway.model.vocabulary)
+    returns_candidates = body.search is not None and body.search.return_candidates
+    _check_profile(profile, sampling, top=top, rewards=returns_rewards, candidates=returns_candidates)
     return Order(
         model=body.model or gateway.model.name,
-        profile=choose(gateway.model, body.model, body.search),
+        profile=profile,
         **asked._asdict(),
         n=n,
-        sampling=_sampling(body, gateway.model.vocabulary),
+        sampling=sampling,
         stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         top=top,
         echo=echo,
@@ -185,7 +197,28 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         return_token_ids=bool(body.return_token_ids),
         return_rewards=returns_rewards,
+        return_candidates=returns_candidates,
     )
+
+
+def _check_profile(profile: Profile, sampling: Sampling, *, top: int | None, rewards: bool, candidates: bool) -> None:
+    """Raise ApiError for what a profile's search cannot do."""
+    if useless := useless_option(profile.decoder(), sampling):
+        raise bad(f"the profile {profile.name}: {useless[1]}", useless[0])
+    if candidates and profile.streams:
+        raise bad(
+            f"return_candidates is set; the profile {profile.name} ({profile.method}) commits its text as it goes and "
+            "has no candidates.",
+            "search.return_candidates",
+        )
+    if top and not profile.streams:
+        raise bad(
+            f"the profile {profile.name} ({profile.method}) knows no alternatives beside its tokens; give "
+            "top_logprobs 0 in a chat, logprobs 0 in a completion.",
+            "logprobs",
+        )
+    if rewards and profile.method == "beam":
+        raise bad("return_rewards is set; beam search reads no rewards. /v1/rewards does.", "search.return_rewards")
 
 
 def _sampling(body: Sampled, vocabulary: int) -> Sampling:

@@ -88,6 +88,17 @@ class TextLogprobs(Reply):
     text_offset: list[int]
 
 
+class Candidate(Reply):
+    """A whole answer that a search chose from. `round`: the phase after which its fate was known."""
+
+    candidate: int
+    text: str
+    score: float | None
+    finish: Literal["stop", "length", "rejected"]
+    round: int
+    n_tokens: int
+
+
 class Choice(Reply):
     """What the choices of completions and chats have in common. `abort`: somebody called /abort_request."""
 
@@ -96,6 +107,7 @@ class Choice(Reply):
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
     search: list[Round] | None = None
+    candidates: list[Candidate] | None = None
 
 
 class TextChoice(Choice):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from sla_jax.decode.completion import Completion
 from sla_jax.decode.sampling import Sampling
 
 Top = list[tuple[int, float]]  # (token, log-probability), best first
@@ -33,6 +34,17 @@ class Inspection:
     top_logprobs: int = 0
 
 
+class Progress(NamedTuple):
+    """How far a search is that has no text before its end."""
+
+    phase: int  # from 0
+    lanes: int  # lanes computed
+    alive: int  # candidates that have not ended
+    tokens: int  # of the longest candidate
+    explored_tokens: int  # read by all candidates so far
+    steps: int  # forward passes so far
+
+
 class Event(NamedTuple):
     """What one round did for one request. An answer is a sequence of these; exactly the last one has a `finish`.
 
@@ -52,6 +64,8 @@ class Event(NamedTuple):
     alive: int = 0  # lanes in this request's tree
     explored: int = 0  # tokens read for this request since its prompt
     cached: int = 0  # prompt tokens whose prefill was saved by the prefix cache
+    progress: Progress | None = None  # of a search without text before its end
+    ended: list[Completion] = []  # its candidates whose fate this round decided
     finish: Finish | None = None
     error: str | None = None
 

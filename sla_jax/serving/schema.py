@@ -59,12 +59,16 @@ class Search(Body):
     """Which of the declared search profiles to use: by its name or by its settings. And what to tell of the search."""
 
     profile: str | None = Field(None, description="A profile's name.")
-    method: Literal["greedy", "sla"] | None = None
+    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection"] | None = None
     width: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Branches at every node.")
     chunk: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Tokens of a node.")
     depth: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(None, description="Levels looked ahead.")
     branch_first: bool | None = Field(None, description="Branch the first chunk as well.")
+    beams: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Running answers of beam search.")
+    n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Candidates.")
+    alpha: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="The share given up each time.")
     return_rewards: bool = Field(False, description="Say of every round: round, score, margin, rewards, token_ids.")
+    return_candidates: bool = Field(False, description="Say of every candidate what became of it, and its text.")
     return_tree: Off | None = Field(None, description="Not available.")
 
 

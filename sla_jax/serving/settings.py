@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from sla_jax.decode.greedy import Greedy
-from sla_jax.decode.sla import SLA
+from sla_jax.decode.methods import Decoder, Pools, Trees, decoder_of, useless_option
+from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 
 
@@ -15,39 +15,53 @@ class Profile:
     """A search that the server compiles and offers, with its own slots. Slots are requests decoded at once."""
 
     name: str
-    method: Literal["greedy", "sla"]
+    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection"]
     slots: int
     width: int | None = None
-    chunk: int = 10
+    chunk: int | None = None
     depth: int | None = None
     branch_first: bool = False
     early_margin: float | None = None
+    branch_above: float | None = None
+    end_above: float | None = None
+    least: int | None = None
+    uncertainty: Literal["entropy", "doubt"] | None = None
+    behind: float | None = None
+    logprob_weight: float | None = None
+    draft: int | None = None
+    beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] = False
+    n: int | None = None
+    alpha: float | None = None
+    budget: int | None = None
+    reserve_gb: float | None = None
+    score: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or "/" in self.name:
             raise UserError(f"a profile is named {self.name!r}; a name is not empty and has no colon or slash.")
         if not 1 <= self.slots <= 1024:
             raise UserError(f"the profile {self.name} has slots={self.slots}; it has to be 1 to 1024.")
-        searching = (self.width, self.depth, self.branch_first, self.early_margin)
-        if self.method == "greedy" and searching != (None, None, False, None):
-            raise UserError(
-                f"the profile {self.name} is greedy; width, depth, branch_first and early_margin belong to method sla."
-            )
         if self.method == "sla" and (self.width is None or self.depth is None):
             raise UserError(f"the profile {self.name} needs width and depth: {{method: sla, width: 2, depth: 2, …}}.")
         self.decoder()
 
-    def decoder(self) -> Greedy | SLA:
-        """The decoder that these settings name."""
-        if self.width is None or self.depth is None:
-            return Greedy(chunk=self.chunk)
-        return SLA(
-            width=self.width,
-            chunk=self.chunk,
-            depth=self.depth,
-            branch_first=self.branch_first,
-            early_margin=self.early_margin,
-        )
+    def decoder(self) -> Decoder:
+        """The decoder that these settings name; what is not given is its own default."""
+        options = {name: value for name, value in vars(self).items() if name not in ("name", "method", "slots")}
+        return decoder_of(self.method, options, f"profiles.{self.name}.")
+
+    @property
+    def streams(self) -> bool:
+        """Whether text comes while it decodes; if not, progress does, and the answer at the end."""
+        return isinstance(self.decoder(), Trees)
+
+    def check_limit(self, limit: int) -> None:
+        """Raise UserError where no schedule of this search holds `limit` tokens."""
+        decoder = self.decoder()
+        if isinstance(decoder, Pools):
+            decoder.phases(limit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +160,11 @@ class ServeConfig:
             raise UserError("there are no profiles; give at least {name: greedy, method: greedy, slots: 8}.")
         if len(set(names)) < len(names):
             raise UserError(f"two profiles have one name: {', '.join(names)}.")
+        if useless := useless_option(self.profiles[0].decoder(), Sampling()):
+            raise UserError(
+                f"the profile {names[0]} is the first and so the default, also of requests that give no temperature: "
+                f"{useless[1]} Put another profile first."
+            )
         if self.target and not self.dry_run:
             raise UserError("--target names a machine to compile for; it goes with --dry-run.")
 

@@ -6,12 +6,14 @@ bits whether they were just computed or found in the prefix cache, and whatever 
 
 import dataclasses
 
+from sla_jax.decode.best_of_n import whole
 from sla_jax.errors import UserError
 from sla_jax.serving.settings import Engines, Profile
 
 SMALLEST_PIECE = 16
 FIRST_BUCKET = 256
 FACTOR = 4  # between one length and the next, and between one number of rows and the next
+SMALLEST_PLACES = 64
 ROUND_TO = 16  # positions; what accelerators tile by
 
 
@@ -63,7 +65,8 @@ def sizes_of(settings: Engines, profiles: tuple[Profile, ...], *, max_positions:
             f"engine.buckets={list(wanted)} has to ascend and to end at engine.context={context} or above it."
         )
     buckets = tuple(dict.fromkeys(min(-(-size // piece) * piece, top) for size in wanted))
-    slack = -(-max(profile.chunk for profile in profiles) // ROUND_TO) * ROUND_TO
+    chunks = [profile.decoder().chunk for profile in profiles if profile.streams]
+    slack = -(-max(chunks, default=0) // ROUND_TO) * ROUND_TO
     return Sizes(context=context, buckets=buckets, piece=piece, slack=slack)
 
 
@@ -82,3 +85,11 @@ def rows_of(slots: int, data: int) -> tuple[int, ...]:
     while rows[-1] >= FACTOR * data:
         rows.append(rows[-1] // FACTOR // data * data)
     return tuple(reversed(rows))
+
+
+def places_of(context: int, chunk: int) -> tuple[int, ...]:
+    """How much room whole answers are compiled for, in tokens: the longest answer's, a quarter of it, and so on."""
+    sizes = [whole(context - 1, chunk)]
+    while sizes[-1] // FACTOR >= max(SMALLEST_PLACES, chunk):
+        sizes.append(whole(sizes[-1] // FACTOR, chunk))
+    return tuple(reversed(sizes))

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sla_jax.checkpoint import store
+from sla_jax.decode.methods import reads_rewards
 from sla_jax.decode.program import check_prompt
 from sla_jax.decode.result import Round, unpack
 from sla_jax.errors import UserError
@@ -23,6 +24,7 @@ from sla_jax.loading import Loaded, check_generates, end_tokens, load_model
 from sla_jax.model.config import ModelConfig
 from sla_jax.serving.engine import Engine, first_of
 from sla_jax.serving.inspect import Inspector
+from sla_jax.serving.pools import PoolEngine, PoolRounds
 from sla_jax.serving.reader import Reader, Reading
 from sla_jax.serving.request import Event, Inspected, Inspection, Request
 from sla_jax.serving.settings import MeshShape, ModelInfo, ServeConfig
@@ -51,9 +53,10 @@ class Worker:
         self.mesh, self.sizes, self.tops = mesh, sizes, tops
         self.vocabulary = model.config.vocab_size
         self.reader = Reader(model.policy, model.config, sizes, config.engine.prefix_cache_mb * 2**20)
-        self.engines = {
-            profile.name: Engine(model, profile, self.reader, tops=tops, data=data) for profile in config.profiles
-        }
+        trees = [profile for profile in config.profiles if profile.streams]
+        whole = [profile for profile in config.profiles if not profile.streams]
+        self.engines = {profile.name: Engine(model, profile, self.reader, tops=tops, data=data) for profile in trees}
+        self.pools = {profile.name: PoolEngine(model, profile, self.reader) for profile in whole}
         self.inspector = Inspector(self.reader, tops=tops, has_channel=model.config.channel is not None)
         self._states: dict[str, Any] = {}
         self._seats: dict[str, dict[int, Seat]] = {name: {} for name in self.engines}
@@ -61,7 +64,7 @@ class Worker:
     @property
     def slots(self) -> dict[str, int]:
         """Profile → how many requests it decodes at once."""
-        return {name: engine.slots for name, engine in self.engines.items()}
+        return {name: engine.slots for name, engine in (self.engines | self.pools).items()}
 
     def warm_up(self, progress: Callable[[str], None]) -> None:
         """Compile everything."""
@@ -73,6 +76,9 @@ class Worker:
                 progress(f"compiling: profile {name}")
                 engine.warm_up()
                 self._states[name] = engine.init_state(engine.rows[0])
+            for name, pools in self.pools.items():
+                progress(f"compiling: profile {name}")
+                pools.warm_up()
 
     def begin(self, request: Request) -> Reading:
         """Look a prompt up in the prefix cache. Raises UserError for a request that cannot be answered."""
@@ -85,10 +91,13 @@ class Worker:
         with self._devices():
             return self.reader.advance(reading)
 
-    def insert(self, request: Request, reading: Reading, slot: int) -> "First":
+    def insert(self, request: Request, reading: Reading, slot: int) -> "First | PoolRounds":
         """Put a prompt that was read into a slot."""
-        engine = self.engines[request.profile]
         assert reading.prefix is not None
+        if request.profile in self.pools:
+            with self._devices():
+                return self.pools[request.profile].insert(reading.prefix, slot, request)
+        engine = self.engines[request.profile]
         with self._devices():
             state = self._roomy(request.profile, slot, len(request.prompt))
             state, first = engine.insert(engine.load_params(), reading.prefix, state, slot, request)
@@ -97,8 +106,11 @@ class Worker:
         first.copy_to_host_async()
         return First(first, slot, request, branched=engine.profile.branch_first)
 
-    def round(self, profile: str) -> "Rounds":
+    def round(self, profile: str) -> "Rounds | PoolRounds":
         """One round of all slots of a profile."""
+        if profile in self.pools:
+            with self._devices():
+                return self.pools[profile].round()
         engine, seats = self.engines[profile], self._seats[profile]
         with self._devices():
             self._states[profile], packed = engine.generate(engine.load_params(), self._roomy(profile))
@@ -109,6 +121,9 @@ class Worker:
 
     def free(self, profile: str, slot: int) -> None:
         """Stop decoding a slot whose request was cancelled."""
+        if profile in self.pools:
+            self.pools[profile].free(slot)
+            return
         with self._devices():
             self._states[profile] = self.engines[profile].free(self._states[profile], slot)
         self._seats[profile].pop(slot, None)
@@ -247,10 +262,15 @@ def check_profiles(config: ServeConfig, model: ModelConfig) -> None:
     check_generates(model)
     shape = config.engine.mesh
     for profile in config.profiles:
-        if profile.method == "sla" and model.channel is None:
+        if reads_rewards(profile.decoder()) and model.channel is None:
             raise UserError(
                 f"the profile {profile.name} searches with rewards and {config.checkpoint} has no reward channel; "
                 "train one with train.py, or attach one with `python convert.py import SRC DST --channel FILE`."
+            )
+        if shape.data > 1 and not profile.streams:
+            raise UserError(
+                f"the profile {profile.name} ({profile.method}) decodes each request alone, which cannot be divided "
+                f"over mesh.data={shape.data}; it takes mesh.data=1, and mesh.tensor for several devices."
             )
         if profile.slots % shape.data:
             raise UserError(

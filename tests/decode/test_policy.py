@@ -43,7 +43,8 @@ def engine(config: ModelConfig) -> Engine:
     def steps(params: Any, decoder: Any) -> Steps:
         return Steps(
             functools.partial(decoding.step, params, config, decoder.chunk),
-            functools.partial(decoding.fork, decoder.chunk),
+            functools.partial(decoding.read, params, config, decoder.chunk),
+            decoding.fork,
             functools.partial(decoding.commit, decoder.chunk),
             decoding.regroup,
         )

@@ -25,7 +25,8 @@ def test_logits_and_rewards_are_float32_and_the_cache_is_not(tied):
     @jax.jit
     def two_steps(policy, prompts, tokens):
         first, anchor, cache = decoding.prefill(policy, config, prompts, jnp.asarray([4]), **sizes)
-        cache = decoding.fork(3, cache, jnp.zeros((1, 2), jnp.int32), jnp.asarray([0]))
+        nothing = jnp.zeros((1, 2), jnp.int32)
+        cache = decoding.fork(cache, nothing, nothing, nothing)
         return first, anchor, *decoding.step(policy, config, 3, tokens, jnp.asarray(0), cache)
 
     first, anchor, logits, reward, cache = two_steps(policy, jnp.asarray([[5, 6, 7, 8]]), jnp.asarray([[9, 10]]))

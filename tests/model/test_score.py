@@ -51,6 +51,32 @@ def test_scores_are_float32_sums_of_the_stored_numbers(outputs: int, bias: bool,
     np.testing.assert_array_equal(last_values(values, jnp.asarray([5, 1, 3])), values[np.arange(3), [4, 0, 2]])
 
 
+def test_a_hidden_layer_stands_before_the_outputs() -> None:
+    """Qwen2.5-Math-PRM's head: a layer of the model's own width, ReLU, a layer."""
+    raw = tiny_hf("qwen2", architectures=["Qwen2ForProcessRewardModel"])
+    config = from_hf(raw)
+    assert config.score == ScoreConfig(outputs=2, bias=True, kind="mlp")
+    assert dataclasses.replace(config, score=None) == from_hf(tiny_hf("qwen2"))
+    drawn = np.random.default_rng(0)
+    head = init_score(config, jax.random.key(0))
+    head = jax.tree.map(lambda leaf: jnp.asarray(drawn.standard_normal(leaf.shape), jnp.float32), head)
+    assert head.hidden is not None and head.hidden_bias is not None and head.bias is not None
+    hidden = drawn.standard_normal((3, 5, 32))
+    inner = np.maximum(hidden @ np.asarray(head.hidden[...]) + np.asarray(head.hidden_bias[...]), 0)
+    want = inner @ np.asarray(head.weight[...]) + np.asarray(head.bias[...])
+    np.testing.assert_allclose(score_values(head, jnp.asarray(hidden, jnp.float32)), want, rtol=1e-5, atol=1e-4)
+    model = policy.init_policy(config, jax.random.key(0))
+    assert model.head is None and policy.param_paths(model)["score.hidden"].shape == (32, 32)
+
+
+def test_a_value_head_is_a_linear_one_with_a_bias() -> None:
+    config = from_hf(tiny_hf("qwen2", architectures=["Qwen2ForPrmModel"]))
+    assert config.score == ScoreConfig(outputs=1, bias=True, kind="value")
+    shapes = policy.param_shapes(config)
+    assert (shapes["score.weight"].shape, shapes["score.bias"].shape) == ((32, 1), (1,))
+    assert "score.hidden" not in shapes and "head" not in shapes
+
+
 @pytest.mark.parametrize("name", ["llama31", "llama-deep"], ids=["untied", "tied"])
 def test_a_score_takes_the_place_of_lm_head_and_channel(name: str) -> None:
     one = families.family(name)
@@ -145,6 +171,8 @@ def test_a_config_without_a_score_prints_as_it_always_did() -> None:
     assert repr(tiny_config()) == str(tiny_config()) == BEFORE
     with_one = scored(tiny_config(), 2, True)
     assert repr(with_one) == BEFORE.removesuffix(")") + ", score=ScoreConfig(outputs=2, bias=True))"
+    other = dataclasses.replace(with_one, score=ScoreConfig(outputs=2, bias=True, kind="mlp"))
+    assert repr(other).endswith("score=ScoreConfig(outputs=2, bias=True, kind='mlp'))") and other != with_one
     assert with_one != tiny_config() and hash(with_one) == hash(scored(tiny_config(), 2, True))
     with pytest.raises(UserError, match="one or the other"):
         dataclasses.replace(with_one, channel=ChannelConfig(width=4))

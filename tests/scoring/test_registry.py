@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from generate import Generate
+from sla_jax.config import dump_yaml, load_yaml, parse
 from sla_jax.errors import UserError
 from sla_jax.scoring.candidate import Candidate, Scorer, detailed
 from sla_jax.scoring.function import FunctionScorer
@@ -60,11 +62,27 @@ def test_a_weighted_sum_keeps_the_parts(own: str) -> None:
         ({"kind": "verifier"}, "'verifier' needs 'answers'"),
         ({"kind": "rules", "checkpoint": "x"}, "'checkpoint' means nothing to the scorer 'rules'"),
         ({"kind": "python", "function": "f", "answers": "x"}, "'answers' means nothing"),
+        ({"kind": "prm"}, "'prm' needs 'checkpoint'"),
+        ({"kind": "channel", "checkpoint": "x", "format": "head"}, "'format' means nothing to the scorer 'channel'"),
+        ({"kind": "reward_model", "checkpoint": "x", "label_ids": (1, 2)}, "'label_ids' means nothing"),
+        ({"kind": "prm", "checkpoint": "x", "format": "quen"}, "no format of PRMs 'quen'.*Did you mean 'qwen'"),
+        ({"kind": "prm", "checkpoint": "x", "aggregate": "max"}, "no aggregate 'max'; known: last, min, prod, mean"),
+        ({"kind": "prm", "checkpoint": "x", "separator": ""}, "separator is empty"),
     ],
 )
 def test_a_config_is_refused_by_name(fields: dict, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         ScorerConfig(**fields)
+
+
+def test_a_scorer_on_the_command_line_and_in_yaml(tmp_path: Path) -> None:
+    words = "--scorer.kind prm --scorer.checkpoint x --scorer.format rlhflow --scorer.label-ids 648 387".split()
+    given = parse(Generate, ["model", "What?", *words], prog="generate.py", description="").scorer
+    assert given == ScorerConfig(kind="prm", checkpoint="x", format="rlhflow", label_ids=(648, 387))
+    assert given.options() == {"format": "rlhflow", "label_ids": (648, 387)}
+    dump_yaml(given, tmp_path / "scorer.yaml")
+    assert load_yaml(ScorerConfig, tmp_path / "scorer.yaml") == given
+    assert parse(Generate, ["model", "What?"], prog="generate.py", description="").scorer is None
 
 
 def test_no_scorer_at_all() -> None:

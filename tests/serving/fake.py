@@ -150,7 +150,7 @@ class FakeService:
         self._running.pop(request.id, None)
 
     def _events(self, request: Request) -> Iterator[Event]:
-        profile = next(profile for profile in PROFILES if profile.name == request.profile)
+        chunk = next(profile.decoder().chunk for profile in PROFILES if profile.name == request.profile)
         tokens = [*encode(self.text), *request.ends[:1]]
         while not request.ends and len(tokens) < request.max_tokens:
             tokens += encode(self.text)
@@ -158,12 +158,12 @@ class FakeService:
         tokens = tokens[: request.max_tokens]
         if len(tokens) > 1:
             yield self._event(request, tokens[:1], None)
-        for number, start in enumerate(range(0, len(tokens), profile.chunk)):
-            event = self._event(request, tokens[start : start + profile.chunk], number)
+        for number, start in enumerate(range(0, len(tokens), chunk)):
+            event = self._event(request, tokens[start : start + chunk], number)
             event = event._replace(
                 repeated=int(start == 0 and len(tokens) > 1), explored=2 * (start + len(event.tokens))
             )
-            last = start + profile.chunk >= len(tokens)
+            last = start + chunk >= len(tokens)
             if last and self.ending:
                 yield self.ending
             else:

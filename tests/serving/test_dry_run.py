@@ -1,14 +1,17 @@
 """`serve.py --dry-run`: what it prints is derived from compiled programs; what cannot be is an error that says why."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sla_jax import topology
+from sla_jax.decode.methods import Trees
 from sla_jax.errors import UserError
 from sla_jax.serving import dry_run
+from sla_jax.serving.settings import Profile
 from tests.programs import tiny_checkpoint
 from tests.serving.real_worker import PROFILES, serve_config
 
@@ -33,6 +36,21 @@ def test_every_profile_is_compiled_and_told(checkpoint: Path, capsys: Any) -> No
     assert f"{2 * 2 * 2 * 8 * 4 * (144 + 4 * 6) / 1e6:.1f} MB" in said
 
 
+def test_pools_are_compiled_in_every_phase(checkpoint: Path, capsys: Any) -> None:
+    """A slot is the largest pool of a schedule, beside a whole prompt: the longest answers here have 127 tokens."""
+    profiles = (
+        PROFILES[0],
+        Profile(name="rejection", method="speculative_rejection", n=4, chunk=4, slots=3),  # 4 lanes to 28, 2 to 60, …
+        Profile(name="beam", method="beam", beams=3, slots=1),
+    )
+    dry_run.report(serve_config(checkpoint, profiles=profiles, dry_run=True))
+    said = str(capsys.readouterr().out)
+    token = 2 * 2 * 2 * 8 * 4  # 2 layers × keys and values × 2 heads × 8 × float32
+    assert "It fits" in said
+    assert re.search(rf"rejection .* 3 .* 12 .*{token * (144 + 4 * 128) / 1e6:.1f} MB", said)
+    assert re.search(rf"beam .* 1 .* 3 .*{token * (144 + 3 * 128) / 1e6:.1f} MB", said)
+
+
 def test_a_mesh_splits_what_a_chip_holds(checkpoint: Path) -> None:
     """Half the slots and half the heads: a quarter of the state, but for what every chip keeps."""
     from sla_jax.checkpoint import store
@@ -42,7 +60,9 @@ def test_a_mesh_splits_what_a_chip_holds(checkpoint: Path) -> None:
     config = serve_config(checkpoint, dry_run=True)
     model = store.info(checkpoint).config
     sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
-    program = Program(model, PROFILES[0].decoder(), 4, 2)
+    decoder = PROFILES[0].decoder()
+    assert isinstance(decoder, Trees)
+    program = Program(model, decoder, 4, 2)
     one = dry_run.machine_of(config)
     four = dry_run.machine_of(serve_config(checkpoint, dry_run=True, mesh={"data": 2, "tensor": 2}))
     alone, _ = dry_run.round_bytes(program, 4, sizes, one)

@@ -21,6 +21,7 @@ import numpy as np
 
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sampling import Sampling
+from sla_jax.decode.sla import SLA
 from sla_jax.model import forward
 from sla_jax.serving import process
 from sla_jax.serving.http import create_app
@@ -84,9 +85,10 @@ class Whole:
 
 
 @contextlib.contextmanager
-def serving(directory: Path, profiles: tuple[Profile, ...] = PROFILES) -> Iterator[Whole]:
+def serving(directory: Path, profiles: tuple[Profile, ...] = PROFILES, **changes: Any) -> Iterator[Whole]:
     """A server on a free port, ready; drained and gone afterwards."""
-    config = serve_config(directory, profiles=profiles, model="tiny", port=0, limits=Limits(queue=16, choices=4))
+    limits = Limits(queue=16, choices=4)
+    config = serve_config(directory, profiles=profiles, model="tiny", port=0, limits=limits, **changes)
     opened = open_model(config)
     slots = {profile.name: profile.slots for profile in profiles}
     metrics = Metrics(slots)
@@ -282,6 +284,7 @@ def naive(model: Any, case: Case) -> list[int]:
     decoder = DECODERS[case.profile]
     if isinstance(decoder, Greedy):
         return list(oracles.greedy(world, case.max_tokens, ends))
+    assert isinstance(decoder, SLA)
     sizes: dict[str, Any] = {"width": decoder.width, "chunk": decoder.chunk, "depth": decoder.depth}
     settings = oracles.Settings(**sizes, max_tokens=case.max_tokens, end_tokens=ends)
     return list(oracles.sla(world, settings).tokens)
