@@ -10,43 +10,18 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from sla_jax.decode.measures import Terms, terms
-from sla_jax.decode.step_search import MAX_STEPS, SEPARATOR, Child, Leaf, check_steps
+from sla_jax.decode.step_search import Child, Leaf, StepOptions
 
 BOX = "\\boxed{"
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace behind a backslash is text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DVTS:
+class DVTS(StepOptions):
     """n/`width` trees, each of `width` candidates; `score` ranks unless a scorer is given."""
 
-    n: int = 8
-    width: int = 4
-    """Next steps sampled in each tree."""
-    lookahead: int = 0
-    """Greedy steps beyond a step that it is scored with."""
-    aggregate: str = "last"
-    """What the scores of an answer's steps make: last, min, mean, or prod, if a scorer gives probabilities."""
-    separator: str = SEPARATOR
-    """What ends a step."""
-    max_steps: int = MAX_STEPS
-    """The last one runs to its end."""
     boxed: bool = False
     r"""An answer is complete, too, with the step that completes \boxed{…}."""
-    chunk: int = 32
-    """Tokens between two reports of progress; it changes no answer."""
-    score: str = "reward_last"
-    """What a step's score is: a measure of its tokens."""
-
-    def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("n", "width", "chunk", "lookahead", "max_steps", "score")}
-        check_steps(**given, aggregate=self.aggregate, separator=self.separator)
-
-    @property
-    def terms(self) -> Terms:
-        """What `score` says."""
-        return terms(self.score)
 
     def branches(self, leaves: Sequence[Leaf]) -> list[Child]:
         """Who begins the next step; ties go to the earlier lane."""

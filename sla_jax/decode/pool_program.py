@@ -133,17 +133,10 @@ def look(terms: Terms, chunk: int, pool: Pool) -> View:
     lanes = pool.lanes
     places = lanes.tokens.shape[-1]
     index = jnp.minimum(jnp.arange(places)[None, None, :] + start(lanes, chunk)[..., None], places - 1)
-    return View(
-        tokens=jnp.take_along_axis(lanes.tokens, index, axis=-1),
-        rewards=jnp.take_along_axis(lanes.rewards, index, axis=-1),
-        logprobs=jnp.take_along_axis(lanes.logprobs, index, axis=-1),
-        length=lanes.length,
-        live=lanes.live,
-        finished=lanes.finished,
-        stopped=lanes.stopped,
-        candidate=pool.candidate,
-        score=measured(lanes, terms, chunk),
-    )
+    texts = {name: getattr(lanes, name) for name in ("tokens", "rewards", "logprobs")}
+    left = {name: jnp.take_along_axis(x, index, axis=-1) for name, x in texts.items()}
+    same = {name: getattr(lanes, name) for name in ("length", "live", "finished", "stopped")}
+    return View(**left, **same, candidate=pool.candidate, score=measured(lanes, terms, chunk))
 
 
 @jax.jit

@@ -4,7 +4,7 @@ Shapes are n lanes and room for max_tokens, whatever the search does; what chang
 program branches, one grows, one looks. No state is donated, as a copy may look ahead of it.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,15 +52,15 @@ class Run(NamedTuple):
 
 
 class StepProgram:
-    """The compiled programs of searches by steps on one model."""
+    """The compiled programs of searches by steps on one model; `laid_out` says how a state lies on several devices."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, laid_out: Callable[[Walk], Walk] = lambda walk: walk):
+        self.engine = engine
         self._start = jax.jit(_start, static_argnums=(0, 1))
-        self._branch = jax.jit(_branch, static_argnums=(0, 1))
-        self._grow = jax.jit(_grow, static_argnums=(0, 1))
+        self.branch = jax.jit(_then(_branch, laid_out), static_argnums=(0, 1))
+        self.grow = jax.jit(_then(_grow, laid_out), static_argnums=(0, 1))
         self._look = jax.jit(_look, static_argnums=(0, 1))
-        self._finish = jax.jit(moves.finish)
+        self._finish = jax.jit(_then(moves.finish, laid_out))
 
     def stream(
         self,
@@ -82,7 +82,7 @@ class StepProgram:
         """
         arrays = prompt_arrays(prompts, [limit] * len(prompts), ends, samplings)
         phase = phase_of(decoder, limit)
-        walk = self._start(self._engine, phase, params, arrays)
+        walk = self._start(self.engine, phase, params, arrays)
         return self.play(Run(params, decoder, phase, table, judge, over), walk)
 
     def play(self, run: Run, walk: Walk) -> Iterator[list[PoolRound]]:
@@ -114,12 +114,12 @@ class StepProgram:
                 return
 
     def _branched(self, run: Run, walk: Walk, by: Moves, *, greedy: bool) -> Walk:
-        return self._branch(self._engine, run.phase, run.params, walk, *by, np.bool_(greedy))
+        return self.branch(self.engine, run.phase, run.params, walk, *by, np.bool_(greedy))
 
     def _grown(self, run: Run, walk: Walk, number: int, stepping: bool, copies: int = 1) -> Growing:
         """Chunk after chunk until all are asleep, telling how far they are."""
         while True:
-            walk = self._grow(self._engine, run.phase, run.params, walk, run.table, np.bool_(stepping))
+            walk = self.grow(self.engine, run.phase, run.params, walk, run.table, np.bool_(stepping))
             status, awake = fetch((status_of(Pool(walk.lanes, walk.rank)), walk.awake))
             if not awake.any():
                 return walk, status
@@ -151,6 +151,10 @@ def accounted(walk: Walk, ahead: Walk) -> Walk:
     """`walk` again, with what it took to look ahead on its account."""
     names = ("explored", "steps", "lane_steps")
     return walk._replace(lanes=walk.lanes._replace(**{name: getattr(ahead.lanes, name) for name in names}))
+
+
+def _then(program: Callable[..., Walk], laid_out: Callable[[Walk], Walk]) -> Callable[..., Walk]:
+    return lambda *arguments: laid_out(program(*arguments))
 
 
 def _start(engine: Engine, phase: Phase, params: Any, prompts: Prompts) -> Walk:

@@ -1,5 +1,6 @@
 """What a search by steps keeps and decides on the host, between two steps of all its lanes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -35,6 +36,47 @@ class Child(NamedTuple):
     lane: int
     parent: int
     number: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What both step searches are told; `score` ranks unless a scorer is given."""
+
+    n: int = 8
+    width: int = 4
+    """Next steps sampled of each candidate that goes on."""
+    lookahead: int = 0
+    """Greedy steps beyond a step that it is scored with."""
+    aggregate: str = "last"
+    """What the scores of an answer's steps make: last, min, mean, or prod, if a scorer gives probabilities."""
+    separator: str = SEPARATOR
+    """What ends a step."""
+    max_steps: int = MAX_STEPS
+    """The last one runs to its end."""
+    chunk: int = 32
+    """Tokens between two reports of progress; it changes no answer."""
+    score: str = "reward_last"
+    """What a step's score is: a measure of its tokens."""
+
+    def __post_init__(self) -> None:
+        check_pool(self.n, self.chunk)
+        for name, low, high in (("width", 1, self.n), ("lookahead", 0, 64), ("max_steps", 1, 1000)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{name}={value} is out of range; it has to be {low} to {high}.")
+        if self.n % self.width:
+            below, above = self.n // self.width * self.width, (self.n // self.width + 1) * self.width
+            raise UserError(
+                f"n={self.n} candidates are not a multiple of width={self.width}; give n={below} or n={above}."
+            )
+        check_aggregate(self.aggregate)
+        separator_table([], self.separator.encode())
+        terms(self.score)
+
+    @property
+    def terms(self) -> Terms:
+        """What `score` says."""
+        return terms(self.score)
 
 
 @runtime_checkable
@@ -149,20 +191,3 @@ def aggregated(scores: Mapping[int, Sequence[float]], how: str, n: int) -> Float
     for lane, row in scores.items():
         found[lane] = AGGREGATES[how](np.array(row, np.float64))
     return found
-
-
-def check_steps(
-    *, n: int, width: int, chunk: int, lookahead: int, max_steps: int, aggregate: str, separator: str, score: str
-) -> None:
-    """Raise UserError unless the settings of a search by steps make sense."""
-    check_pool(n, chunk)
-    ranges = (("width", width, 1, n), ("lookahead", lookahead, 0, 64), ("max_steps", max_steps, 1, 1000))
-    for name, value, low, high in ranges:
-        if not low <= value <= high:
-            raise UserError(f"{name}={value} is out of range; it has to be {low} to {high}.")
-    if n % width:
-        below, above = n // width * width, (n // width + 1) * width
-        raise UserError(f"n={n} candidates are not a multiple of width={width}; give n={below} or n={above}.")
-    check_aggregate(aggregate)
-    separator_table([], separator.encode())
-    terms(score)

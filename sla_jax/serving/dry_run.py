@@ -20,8 +20,9 @@ from rich.table import Table
 
 from sla_jax.checkpoint import store
 from sla_jax.decode.beam import BeamSearch
-from sla_jax.decode.methods import Pools, Trees
+from sla_jax.decode.methods import Pools, Steppers, Trees
 from sla_jax.decode.pool import Phase
+from sla_jax.decode.step_program import phase_of
 from sla_jax.errors import UserError
 from sla_jax.loading import default_dtype, end_tokens
 from sla_jax.model import decoding
@@ -42,6 +43,8 @@ from sla_jax.serving.reader import extend_program
 from sla_jax.serving.request import Request
 from sla_jax.serving.settings import Profile, ServeConfig
 from sla_jax.serving.sizes import Sizes, places_of, sizes_of
+from sla_jax.serving.steppers import plant_program as plant_walk
+from sla_jax.serving.steppers import program_of, walk_axes, with_prefix
 from sla_jax.serving.worker import check_profiles
 from sla_jax.sharding import ACTIVATIONS, SERVE, make_mesh, named
 from sla_jax.text import load_tokenizer
@@ -88,8 +91,10 @@ def report(config: ServeConfig) -> None:
         with console.status(f"compiling for {machine.name}: profile {profile.name}"):
             decoder = profile.decoder()
             if isinstance(decoder, Trees):
-                program = Program(model, decoder, config.engine.top_logprobs, ends)
+                program = Program(model, decoder, config.engine.top_logprobs, ends, profile.traces)
                 needs.append(need_of(program, profile, sizes, machine))
+            elif isinstance(decoder, Steppers):
+                needs.append(step_need(model, decoder, profile, sizes, machine, ends))
             else:
                 assert isinstance(decoder, Pools | BeamSearch), f"{profile.method} is not served"
                 needs.append(pool_need(PoolDesign(model, decoder), profile, sizes, machine, ends))
@@ -169,13 +174,45 @@ def pool_need(design: PoolDesign, profile: Profile, sizes: Sizes, machine: Machi
 
 def pool_shapes(design: PoolDesign, phase: Phase, sizes: Sizes, machine: Machine, ends: int) -> Any:
     """A pool of one request, without the prompt's keys and values."""
+    plant = functools.partial(plant_program, design=design, shape=phase)
+    state = jax.eval_shape(plant, *read_shapes(design.config, sizes, machine, ends))
+    return jax.tree.map(lambda x, names: placed(x, machine, *names), state, pool_axes(state))
+
+
+def step_need(
+    model: ModelConfig, decoder: Steppers, profile: Profile, sizes: Sizes, machine: Machine, ends: int
+) -> Need:
+    """Compile a step of the longest answers; otherwise as pools. A copy that looks ahead doubles the slot at work."""
+    shape = phase_of(decoder, places_of(sizes.context, decoder.chunk)[-1])
+    plant = functools.partial(plant_walk, config=model, shape=shape)
+    walk = jax.eval_shape(plant, *read_shapes(model, sizes, machine, ends))
+    walk = with_prefix(walk, prompt_shapes(model, sizes, machine))
+    walk = jax.tree.map(lambda x, names: placed(x, machine, *names), walk, walk_axes(walk))
+    program, policy = program_of(model), policy_shapes(model, machine)
+    lanes = jax.ShapeDtypeStruct((1, decoder.n), jnp.int32)
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    table = jax.ShapeDtypeStruct((len(decoder.separator.encode()), model.vocab_size), jnp.uint8)
+    with jax.set_mesh(machine.mesh):
+        steps = program.branch.lower(program.engine, shape, policy, walk, lanes, lanes, flag)
+        chunks = program.grow.lower(program.engine, shape, policy, walk, table, flag)
+        running = max(_running(steps.compile()), _running(chunks.compile()))
+    slot, kv = chip_bytes(walk), [leaf for leaf in jax.tree.leaves(walk.lanes.cache) if leaf.ndim >= 4]
+    return Need(
+        profile=profile,
+        state=slot * profile.slots,
+        slot=float(slot),
+        running=running + (slot if decoder.lookahead else 0),
+        kv_slot=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kv),
+        lanes=decoder.n,
+    )
+
+
+def read_shapes(model: ModelConfig, sizes: Sizes, machine: Machine, ends: int) -> tuple[Any, ...]:
+    """What a request is planted from: the weights, what the reader gives of its last token, its row."""
     request = Request(id="", profile="", prompt=(0,), max_tokens=1, ends=())
     prompt = jax.eval_shape(lambda: prompt_row(request, sizes.context, ends))
-    hidden = jax.ShapeDtypeStruct((1, design.config.width), machine.dtype)
-    reward = jax.ShapeDtypeStruct((1,), jnp.float32)
-    plant = functools.partial(plant_program, design=design, shape=phase)
-    state = jax.eval_shape(plant, policy_shapes(design.config, machine), hidden, reward, prompt)
-    return jax.tree.map(lambda x, names: placed(x, machine, *names), state, pool_axes(state))
+    hidden = jax.ShapeDtypeStruct((1, model.width), machine.dtype)
+    return policy_shapes(model, machine), hidden, jax.ShapeDtypeStruct((1,), jnp.float32), prompt
 
 
 def prompt_shapes(model: ModelConfig, sizes: Sizes, machine: Machine) -> Any:

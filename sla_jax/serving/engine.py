@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sla_jax.decode import lanes as moves
+from sla_jax.decode import snapshot
 from sla_jax.decode.choice import choices
 from sla_jax.decode.lanes import Lanes, Prompts
 from sla_jax.decode.methods import Trees
@@ -44,6 +45,12 @@ class Program(NamedTuple):
     decoder: Trees
     tops: int  # alternatives recorded beside each token
     ends: int  # room for end tokens
+    trace: bool = False  # rounds bring the trees that they grew
+
+    @property
+    def grower(self) -> Trees | None:
+        """The decoder whose snapshots are beside the packed results, if any are."""
+        return self.decoder if self.trace else None
 
 
 class Engine:
@@ -54,12 +61,17 @@ class Engine:
         self.rows = rows_of(profile.slots, data)
         decoder = profile.decoder()
         assert isinstance(decoder, Trees), f"{profile.method} does not commit text as it goes"
-        self.program = Program(model.config, decoder, tops, len(model.end_tokens) + 1)
+        self.program = Program(model.config, decoder, tops, len(model.end_tokens) + 1, profile.traces)
 
     @property
     def slots(self) -> int:
         """Requests decoded at once."""
         return self.profile.slots
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one token's keys and values."""
+        return position_bytes(self.model)
 
     def load_params(self) -> Any:
         """The parameters, on the device."""
@@ -131,6 +143,11 @@ def prompt_row(request: Request, context: int, ends: int) -> Prompts:
     return Prompts(**jax.device_put(arrays), choice=choices([request.sampling], [request.top_logprobs]))
 
 
+def position_bytes(model: Loaded) -> int:
+    """Bytes of one token's keys and values."""
+    return model.config.kv_numbers * model.policy.norm[...].dtype.itemsize
+
+
 def room(state: Lanes) -> tuple[int, int]:
     """(slots, length of the cache) that a state has room for."""
     slots, _, capacity, _ = state.cache.prefix[0][0].shape
@@ -150,13 +167,15 @@ def generate_program(params: Any, state: Lanes, *, program: Program) -> tuple[La
     def advance(state: Lanes) -> tuple[Lanes, Array]:
         steps = engine(program.config).steps(params, program.decoder)
         state, packed = program.decoder.advance(steps, state)
-        return _laid_out(state), constrain(packed, None, None)
+        return _laid_out(state), packed
 
     def rest(state: Lanes) -> tuple[Lanes, Array]:
         """Nobody is there: results are read late, so the last round of a burst is dispatched for no one."""
         return state, nobody(state, program.decoder.held)
 
-    return jax.lax.cond(jnp.all(state.done), rest, advance, state)
+    state, packed = jax.lax.cond(jnp.all(state.done), rest, advance, state)
+    packed = snapshot.beside(packed, state, program.decoder) if program.trace else packed
+    return state, constrain(packed, None, None)
 
 
 @functools.partial(jax.jit, static_argnames=("program",))

@@ -237,6 +237,7 @@ class Gateway:
         sampling: Sampling | None = None,
         ignore_eos: bool = False,
         top_logprobs: int = 0,
+        tree: bool = False,
         param: str = "max_tokens",
     ) -> Request:
         """A request whose time runs from now. Raises ApiError if the context has no room for `max_tokens`, UserError if
@@ -259,6 +260,7 @@ class Gateway:
             ends=() if ignore_eos else self.model.end_tokens,
             sampling=sampling or Sampling(),
             top_logprobs=top_logprobs,
+            tree=tree,
             deadline=time.monotonic() + self.config.limits.timeout,
         )
 

@@ -348,7 +348,7 @@ class JetStreamEngine(EngineBase):
         while any(not answer.tokens and not answer.done for answer in answers.values()):
             with self._lock:
                 state, packed = self._engine.generate(params, state)
-            rounds = unpack(fetch(packed), tops=self._engine.program.tops)
+            rounds = unpack(fetch(packed), tops=self._engine.program.tops, trace=self._engine.program.grower)
             for slot, answer in answers.items():
                 if not answer.done:
                     answer.tokens.extend(rounds[slot].tokens)

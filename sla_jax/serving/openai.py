@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from sla_jax.decode.completion import Completion
+from sla_jax.decode.cost import Cost
 from sla_jax.serving.answer import Piece
 from sla_jax.serving.gateway import Gateway, Prompt, Run, new_id
 from sla_jax.serving.logprobs import chat_logprobs, text_logprobs
@@ -27,6 +29,7 @@ class Said(NamedTuple):
     rounds: Sequence[dict[str, Any]] = ()
     candidates: Sequence[dict[str, Any]] = ()  # whose fate is known now
     progress: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None  # with the last part
     finish: str | None = None
 
 
@@ -56,6 +59,7 @@ class Exchange:
                     sampling=order.sampling_of(choice),
                     ignore_eos=order.ignore_eos,
                     top_logprobs=order.top or 0,
+                    tree=order.return_tree,
                     param=order.limit_param,
                 )
                 for prompt in self._prompts
@@ -89,6 +93,7 @@ class Exchange:
                 more: dict[str, Any] = {"search": said.rounds[0]} if said.rounds else {}
                 more |= {"progress": said.progress} if said.progress else {}
                 more |= {"candidates": said.candidates} if said.candidates else {}
+                more |= {"cost": said.cost} if said.cost else {}
                 yield {**head, "choices": [self._chunk_choice(index, said, first)], **more}
         if self.order.include_usage:
             yield {**head, "choices": [], **self.usage}
@@ -130,16 +135,19 @@ class Exchange:
 
     def _part(self, piece: Piece, shift: int) -> Said:
         index, event = piece.index, piece.event
-        self._last[index] = event._replace(explored=max(event.explored, self._explored(index)))
+        last = self._last.get(index, event)
+        cost = event.cost or last.cost
+        self._last[index] = event._replace(explored=max(event.explored, last.explored), cost=cost)
         self._counts[index] = self._counts.get(index, 0) + len(piece.tokens)
         self.texts[index] = self.texts.get(index, "") + piece.text
         silent = event.round is None or (event.progress is not None and not event.tokens)
-        rounds = [_round(event)] if self.order.return_rewards and not silent else []
+        rounds = [_round(event)] if self.order.tells_rounds and not silent else []
         offsets = [shift + offset for offset in piece.offsets]
         candidates = [self._candidate(one) for one in event.ended] if self.order.return_candidates else []
         progress = None if event.progress is None else event.progress._asdict()
         spoken = (piece.text, piece.tokens, offsets, piece.logprobs, piece.tops)
-        return Said(*spoken, rounds, candidates, progress, piece.finish)
+        told = _cost(cost, self._counts[index]) if self.order.return_cost and piece.finish and cost else None
+        return Said(*spoken, rounds, candidates, progress, told, piece.finish)
 
     def _candidate(self, one: Completion) -> dict[str, Any]:
         text = TextStream(self._gateway.tokenizer)
@@ -150,10 +158,8 @@ class Exchange:
             "finish": one.finish,
             "round": one.round,
             "n_tokens": len(one.tokens),
+            **({"step_scores": [finite(score) for score in one.step_scores]} if one.step_scores else {}),
         }
-
-    def _explored(self, index: int) -> int:
-        return self._last[index].explored if index in self._last else 0
 
     def _limit(self, prompt: Prompt) -> int | None:
         """max_tokens of a prompt; a default gives way to what the context leaves."""
@@ -176,8 +182,9 @@ class Exchange:
         body: dict[str, Any] = {"text": said.text}
         if self._chat:
             body = {"message": {"role": "assistant", "content": said.text, "refusal": None}}
-        more: dict[str, Any] = {"search": list(said.rounds)} if self.order.return_rewards else {}
+        more: dict[str, Any] = {"search": list(said.rounds)} if self.order.tells_rounds else {}
         more |= {"candidates": list(said.candidates)} if self.order.return_candidates else {}
+        more |= {"cost": said.cost} if self.order.return_cost else {}
         return {**self._common(index, said), **body, **self._ids(index, said, True), **more}
 
     def _chunk_choice(self, index: int, said: Said, first: bool) -> dict[str, Any]:
@@ -236,15 +243,33 @@ def _joined(parts: Sequence[Said]) -> Said:
         tops=[top for part in parts for top in part.tops],
         rounds=[found for part in parts for found in part.rounds],
         candidates=[found for part in parts for found in part.candidates],
+        cost=parts[-1].cost if parts else None,
         finish=parts[-1].finish if parts else None,
     )
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON has it, with nothing for numbers that are none."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+def _cost(cost: Cost, committed: int) -> dict[str, Any]:
+    """An account, of the answer as it was given: a stop string may have cut it. No scorer has a part in it."""
+    told = dataclasses.asdict(dataclasses.replace(cost, committed_tokens=committed))
+    return {name: value for name, value in told.items() if not name.startswith("scorer_")}
+
+
 def _round(event: Event) -> dict[str, Any]:
+    tree = {} if event.tree is None else {"tree": plain(dataclasses.asdict(event.tree))}
     return {
         "round": event.round,
         "score": finite(event.score),
         "margin": finite(event.margin),
         "rewards": [finite(reward) for reward in event.rewards],
         "token_ids": list(event.tokens),
+        **tree,
     }

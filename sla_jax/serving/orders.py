@@ -50,11 +50,18 @@ class Order:
     return_token_ids: bool
     return_rewards: bool
     return_candidates: bool
+    return_tree: bool
+    return_cost: bool
 
     @property
     def answers(self) -> int:
         """How many requests it makes."""
         return 0 if self.max_tokens == 0 else len(self.prompts) * self.n
+
+    @property
+    def tells_rounds(self) -> bool:
+        """Whether rounds are told of."""
+        return self.return_rewards or self.return_tree
 
     @property
     def places(self) -> int:
@@ -156,6 +163,7 @@ def describe(profile: Profile) -> str:
         value = getattr(decoder, field.name)
         if value != field.default or (field.name in SETTINGS and value is not False):
             said.append(field.name if value is True else f"{field.name} {value}")
+    said += ["traces"] if profile.traces else []
     return f"{profile.name} ({', '.join(said)})"
 
 
@@ -177,12 +185,11 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         raise bad(f"min_tokens is {body.min_tokens}; the answer may have {limit} ({asked.limit_param}).", "min_tokens")
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options is given without stream; set stream to true or leave it out.", "stream_options")
-    returns_rewards = body.search is not None and body.search.return_rewards
-    if returns_rewards and not gateway.model.has_channel:
+    told = body.search or Search.model_validate({})
+    if told.return_rewards and not gateway.model.has_channel:
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
     profile, sampling = choose(gateway.model, body.model, body.search), _sampling(body, gateway.model.vocabulary)
-    returns_candidates = body.search is not None and body.search.return_candidates
-    _check_profile(profile, sampling, top=top, rewards=returns_rewards, candidates=returns_candidates)
+    _check_profile(profile, sampling, told, top)
     return Order(
         model=body.model or gateway.model.name,
         profile=profile,
@@ -196,28 +203,35 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         return_token_ids=bool(body.return_token_ids),
-        return_rewards=returns_rewards,
-        return_candidates=returns_candidates,
+        return_rewards=told.return_rewards,
+        return_candidates=told.return_candidates,
+        return_tree=told.return_tree,
+        return_cost=told.return_cost,
     )
 
 
-def _check_profile(profile: Profile, sampling: Sampling, *, top: int | None, rewards: bool, candidates: bool) -> None:
+def _check_profile(profile: Profile, sampling: Sampling, told: Search, top: int | None) -> None:
     """Raise ApiError for what a profile's search cannot do."""
     if useless := useless_option(profile.decoder(), sampling):
         raise bad(f"the profile {profile.name}: {useless[1]}", useless[0])
-    if candidates and profile.streams:
+    if told.return_candidates and profile.streams:
         raise bad(
             f"return_candidates is set; the profile {profile.name} ({profile.method}) commits its text as it goes and "
             "has no candidates.",
             "search.return_candidates",
         )
+    if told.return_tree and not profile.traces:
+        why = "takes no snapshots of its tree; a profile that does is declared with traces: true"
+        if not profile.streams:
+            why = "grows no tree; return_candidates tells what became of its candidates"
+        raise bad(f"return_tree is set; the profile {profile.name} ({profile.method}) {why}.", "search.return_tree")
     if top and not profile.streams:
         raise bad(
             f"the profile {profile.name} ({profile.method}) knows no alternatives beside its tokens; give "
             "top_logprobs 0 in a chat, logprobs 0 in a completion.",
             "logprobs",
         )
-    if rewards and profile.method == "beam":
+    if told.return_rewards and profile.method == "beam":
         raise bad("return_rewards is set; beam search reads no rewards. /v1/rewards does.", "search.return_rewards")
 
 

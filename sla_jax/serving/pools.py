@@ -36,7 +36,8 @@ from sla_jax.errors import UserError
 from sla_jax.loading import Loaded, engine
 from sla_jax.model import decoding, forward
 from sla_jax.model.config import ModelConfig
-from sla_jax.serving.engine import prompt_row
+from sla_jax.serving.accounts import Ledger, Tally
+from sla_jax.serving.engine import position_bytes, prompt_row
 from sla_jax.serving.reader import Prefix, Reader
 from sla_jax.serving.request import Event, Progress, Request
 from sla_jax.serving.settings import Profile
@@ -61,6 +62,7 @@ class Seat:
     phases: tuple[Phase, ...]
     kv: Any  # the prompt's keys and values
     state: Any
+    tally: Tally
     phase: int = 0
     grown: int = 0  # tokens that its lanes have room for so far
     ended: list[Completion] = dataclasses.field(default_factory=list)
@@ -71,8 +73,7 @@ class PoolEngine:
     """One profile: its programs, and the pools of those who sit in its slots."""
 
     def __init__(self, model: Loaded, profile: Profile, reader: Reader):
-        position = model.config.kv_numbers * model.policy.norm[...].dtype.itemsize
-        decoder = fitted(profile.decoder(), position, free_bytes(), profile.slots)
+        decoder = fitted(profile.decoder(), position_bytes(model), free_bytes(), profile.slots)
         assert isinstance(decoder, Pools | BeamSearch), f"{profile.method} commits text as it goes"
         if profile.reserve_gb is not None:
             schedule(decoder, reader.sizes.context - 1)  # what no request may find out: that memory is too small
@@ -86,9 +87,9 @@ class PoolEngine:
         """Requests decoded at once."""
         return self.profile.slots
 
-    def insert(self, prefix: Prefix, slot: int, request: Request) -> "PoolRounds":
+    def insert(self, prefix: Prefix, slot: int, request: Request, began: float) -> "PoolRounds":
         """Put a read prompt into a slot. There is no first token to tell."""
-        self.seats[slot] = self._seat(prefix, request, schedule(self.design.decoder, request.max_tokens))
+        self.seats[slot] = self._seat(prefix, request, schedule(self.design.decoder, request.max_tokens), began)
         return PoolRounds({}, self._leave)
 
     def round(self) -> "PoolRounds":
@@ -111,7 +112,7 @@ class PoolEngine:
         for bucket, phases in itertools.product(sizes.buckets, paths):
             prompt = (0,) * min(bucket, sizes.context - 1)
             request = Request(id="", profile=self.profile.name, prompt=prompt, max_tokens=1, ends=())
-            seat = self._seat(reading.prefix, request, phases)
+            seat = self._seat(reading.prefix, request, phases, reading.began)
             for phase in phases:
                 seat.grown = phase.tokens
                 jax.block_until_ready(self._advance(seat).status)
@@ -120,12 +121,13 @@ class PoolEngine:
         if self.seats.get(slot) is seat:
             del self.seats[slot]
 
-    def _seat(self, prefix: Prefix, request: Request, phases: tuple[Phase, ...]) -> Seat:
+    def _seat(self, prefix: Prefix, request: Request, phases: tuple[Phase, ...], began: float) -> Seat:
         prompt = prompt_row(request, self.reader.sizes.context, len(self.model.end_tokens) + 1)
         kv = self.reader.resized(prefix.kv, self.reader.sizes.holding(len(request.prompt)))
         static: dict[str, Any] = {"design": self.design, "shape": roomy(phases[0], self.places)}
         state = plant_program(self.model.policy, prefix.hidden, prefix.reward, prompt, **static)
-        return Seat(request, phases, kv, state)
+        ledger = Ledger(len(request.prompt), position_bytes(self.model), began)
+        return Seat(request, phases, kv, state, Tally(ledger))
 
     def _advance(self, seat: Seat) -> "Report":
         number, params, kept = seat.phase, self.model.policy, None
@@ -185,18 +187,8 @@ class Report(NamedTuple):
         progress = Progress(self.phase, lanes, status.alive, status.tokens, status.explored, status.steps)
         ended = self._ended() if self.ends or status.done else []
         seat.ended += ended
-        event = Event(alive=status.alive, explored=status.explored, progress=progress, ended=ended)
-        if not status.done:
-            return event
-        seat.over, answer = True, best(seat.ended)
-        return event._replace(
-            tokens=answer.tokens,
-            rewards=answer.rewards,
-            logprobs=answer.logprobs,
-            tops=[[]] * len(answer.tokens),
-            score=answer.score,
-            finish="stop" if answer.finish == "stop" else "length",
-        )
+        seat.over = status.done
+        return told(progress, ended, best(seat.ended) if status.done else None, seat.tally)
 
     def _ended(self) -> list[Completion]:
         view, kept = jax.device_get((self.view, self.kept))
@@ -204,6 +196,25 @@ class Report(NamedTuple):
             return beam_program.answers(view, 0) if view.done[0] else []
         none = np.zeros((1, 0), np.int32)
         return pool_program.fates(view, self.phase, view.score, none if kept is None else kept)[0]
+
+
+def told(
+    progress: Progress, ended: list[Completion], answer: Completion | None, tally: Tally, copies: int = 1
+) -> Event:
+    """A round of a search for whole answers; its last one brings the answer."""
+    tally.add(lanes=progress.lanes, tokens=progress.tokens, steps=progress.steps, copies=copies)
+    cost = tally.cost(progress.explored_tokens, 0 if answer is None else len(answer.tokens))
+    event = Event(alive=progress.alive, explored=progress.explored_tokens, progress=progress, ended=ended, cost=cost)
+    if answer is None:
+        return event
+    return event._replace(
+        tokens=answer.tokens,
+        rewards=answer.rewards,
+        logprobs=answer.logprobs,
+        tops=[[]] * len(answer.tokens),
+        score=answer.score,
+        finish="stop" if answer.finish == "stop" else "length",
+    )
 
 
 @dataclasses.dataclass

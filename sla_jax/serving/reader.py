@@ -8,6 +8,7 @@ is in the cache and in use is one array.
 
 import dataclasses
 import functools
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class Reading:
     cached: int
     at: int
     prefix: Prefix | None
+    began: float = dataclasses.field(default_factory=time.perf_counter)
 
 
 class Reader:

@@ -48,6 +48,28 @@ class Usage(Reply):
     completion_tokens_details: CompletionDetails
 
 
+class Branch(Reply):
+    """A leaf of the tree, and what a round read in it (`decode/snapshot.py`)."""
+
+    parent: int
+    rank: int
+    tokens: list[int]
+    logprobs: list[float | None]
+    rewards: list[float | None]
+    entropies: list[float | None]
+    score: float | None
+    finish: Literal["stop", "length"] | None
+    kept: bool
+
+
+class Tree(Reply):
+    """All leaves after a round, and the reward at the prompt's last token."""
+
+    anchor: float | None
+    best: int | None
+    branches: list[Branch]
+
+
 class Round(Reply):
     """A round of the search: what it committed, and what it thought of it."""
 
@@ -56,6 +78,7 @@ class Round(Reply):
     margin: float | None
     rewards: list[float | None]
     token_ids: list[int]
+    tree: Tree | None = None
 
 
 class TopLogprob(Reply):
@@ -89,7 +112,7 @@ class TextLogprobs(Reply):
 
 
 class Candidate(Reply):
-    """A whole answer that a search chose from. `round`: the phase after which its fate was known."""
+    """A whole answer that a search chose from. `round`: the phase, or step, after which its fate was known."""
 
     candidate: int
     text: str
@@ -97,6 +120,20 @@ class Candidate(Reply):
     finish: Literal["stop", "length", "rejected"]
     round: int
     n_tokens: int
+    step_scores: list[float | None] | None = None
+
+
+class Cost(Reply):
+    """What an answer cost (`decode/cost.py`)."""
+
+    steps: int
+    lane_steps: int
+    explored_tokens: int
+    committed_tokens: int
+    kv_bytes: int
+    drafted_tokens: int
+    accepted_tokens: int
+    seconds: float
 
 
 class Choice(Reply):
@@ -108,6 +145,7 @@ class Choice(Reply):
     prompt_token_ids: list[int] | None = None
     search: list[Round] | None = None
     candidates: list[Candidate] | None = None
+    cost: Cost | None = None
 
 
 class TextChoice(Choice):

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from sla_jax.decode.completion import Completion
+from sla_jax.decode.cost import Cost
 from sla_jax.decode.sampling import Sampling
+from sla_jax.decode.snapshot import Tree
 
 Top = list[tuple[int, float]]  # (token, log-probability), best first
 Finish = Literal["stop", "length", "abort", "timeout", "error"]
@@ -22,6 +24,7 @@ class Request:
     ends: tuple[int, ...]  # tokens that end the answer; none to ignore them
     sampling: Sampling = Sampling()
     top_logprobs: int = 0  # alternatives wanted beside each token
+    tree: bool = False  # whether every round is to bring what it grew
     deadline: float | None = None  # time.monotonic() seconds
 
 
@@ -66,6 +69,8 @@ class Event(NamedTuple):
     cached: int = 0  # prompt tokens whose prefill was saved by the prefix cache
     progress: Progress | None = None  # of a search without text before its end
     ended: list[Completion] = []  # its candidates whose fate this round decided
+    tree: Tree | None = None  # what the round grew, for requests that want it
+    cost: Cost | None = None  # of the answer so far, of everything that the engine says
     finish: Finish | None = None
     error: str | None = None
 

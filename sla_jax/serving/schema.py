@@ -59,7 +59,7 @@ class Search(Body):
     """Which of the declared search profiles to use: by its name or by its settings. And what to tell of the search."""
 
     profile: str | None = Field(None, description="A profile's name.")
-    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection"] | None = None
+    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection", "step_beam", "dvts"] | None = None
     width: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Branches at every node.")
     chunk: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Tokens of a node.")
     depth: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(None, description="Levels looked ahead.")
@@ -69,7 +69,8 @@ class Search(Body):
     alpha: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="The share given up each time.")
     return_rewards: bool = Field(False, description="Say of every round: round, score, margin, rewards, token_ids.")
     return_candidates: bool = Field(False, description="Say of every candidate what became of it, and its text.")
-    return_tree: Off | None = Field(None, description="Not available.")
+    return_tree: bool = Field(False, description="As return_rewards, and what rounds grew. For profiles with traces.")
+    return_cost: bool = Field(False, description="Say with the last part of every answer what it cost.")
 
 
 class NoOps(Body):
@@ -194,5 +195,5 @@ class AbortBody(Body):
 
 NO_OPS = {
     *NoOps.model_fields,
-    *("return_tree", "tools", "functions", "tool_choice", "modalities", "suffix"),
+    *("tools", "functions", "tool_choice", "modalities", "suffix"),
 }

@@ -340,7 +340,7 @@ class Service:
             number = None if flight.profile is None else job.rounds
             job.rounds += flight.profile is not None
             event = events.get(slot)
-            if event is not None and (event.tokens or event.finish or event.progress):
+            if event is not None and (event.tokens or event.finish or event.progress or event.tree):
                 self._pass_on(job, event._replace(round=number, cached=job.reading.cached))
 
     def _pass_on(self, stream: Stream, event: Event) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from sla_jax.decode.methods import Decoder, Pools, Trees, decoder_of, useless_option
+from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 
@@ -15,7 +15,7 @@ class Profile:
     """A search that the server compiles and offers, with its own slots. Slots are requests decoded at once."""
 
     name: str
-    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection"]
+    method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection", "step_beam", "dvts"]
     slots: int
     width: int | None = None
     chunk: int | None = None
@@ -37,6 +37,13 @@ class Profile:
     budget: int | None = None
     reserve_gb: float | None = None
     score: str | None = None
+    lookahead: int | None = None
+    aggregate: str | None = None
+    separator: str | None = None
+    max_steps: int | None = None
+    filter_duplicates: bool = False
+    boxed: bool = False
+    traces: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or "/" in self.name:
@@ -45,11 +52,23 @@ class Profile:
             raise UserError(f"the profile {self.name} has slots={self.slots}; it has to be 1 to 1024.")
         if self.method == "sla" and (self.width is None or self.depth is None):
             raise UserError(f"the profile {self.name} needs width and depth: {{method: sla, width: 2, depth: 2, …}}.")
-        self.decoder()
+        decoder = self.decoder()
+        if self.traces and not isinstance(decoder, Trees):
+            raise UserError(
+                f"the profile {self.name} has traces and {self.method} grows no tree; its candidates can be had anyway "
+                "(search.return_candidates)."
+            )
+
+        if isinstance(decoder, Steppers) and decoder.aggregate == "prod":
+            raise UserError(
+                f"the profile {self.name}: aggregate 'prod' multiplies probabilities, and the score {decoder.score!r} "
+                "gives none; it has to be last, min or mean."
+            )
 
     def decoder(self) -> Decoder:
         """The decoder that these settings name; what is not given is its own default."""
-        options = {name: value for name, value in vars(self).items() if name not in ("name", "method", "slots")}
+        own = ("name", "method", "slots", "traces")
+        options = {name: value for name, value in vars(self).items() if name not in own}
         return decoder_of(self.method, options, f"profiles.{self.name}.")
 
     @property

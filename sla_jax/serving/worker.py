@@ -16,19 +16,22 @@ import jax
 import numpy as np
 
 from sla_jax.checkpoint import store
-from sla_jax.decode.methods import reads_rewards
+from sla_jax.decode.cost import Cost
+from sla_jax.decode.methods import Steppers, reads_rewards
 from sla_jax.decode.program import check_prompt
 from sla_jax.decode.result import Round, unpack
 from sla_jax.errors import UserError
 from sla_jax.loading import Loaded, check_generates, end_tokens, load_model
 from sla_jax.model.config import ModelConfig
-from sla_jax.serving.engine import Engine, first_of
+from sla_jax.serving.accounts import Ledger
+from sla_jax.serving.engine import Engine, Program, first_of
 from sla_jax.serving.inspect import Inspector
 from sla_jax.serving.pools import PoolEngine, PoolRounds
 from sla_jax.serving.reader import Reader, Reading
 from sla_jax.serving.request import Event, Inspected, Inspection, Request
-from sla_jax.serving.settings import MeshShape, ModelInfo, ServeConfig
+from sla_jax.serving.settings import MeshShape, ModelInfo, Profile, ServeConfig
 from sla_jax.serving.sizes import Sizes, sizes_of
+from sla_jax.serving.steppers import StepEngine, StepRounds
 from sla_jax.sharding import make_mesh
 from sla_jax.text import load_tokenizer
 
@@ -38,6 +41,7 @@ class Seat:
     """What the host knows of the request in a slot."""
 
     request: Request
+    ledger: Ledger
     rounds: int = 0  # dispatched since it sat down
 
     def reach(self, chunk: int) -> int:
@@ -56,7 +60,7 @@ class Worker:
         trees = [profile for profile in config.profiles if profile.streams]
         whole = [profile for profile in config.profiles if not profile.streams]
         self.engines = {profile.name: Engine(model, profile, self.reader, tops=tops, data=data) for profile in trees}
-        self.pools = {profile.name: PoolEngine(model, profile, self.reader) for profile in whole}
+        self.pools = {profile.name: self._whole(model, profile) for profile in whole}
         self.inspector = Inspector(self.reader, tops=tops, has_channel=model.config.channel is not None)
         self._states: dict[str, Any] = {}
         self._seats: dict[str, dict[int, Seat]] = {name: {} for name in self.engines}
@@ -91,22 +95,23 @@ class Worker:
         with self._devices():
             return self.reader.advance(reading)
 
-    def insert(self, request: Request, reading: Reading, slot: int) -> "First | PoolRounds":
+    def insert(self, request: Request, reading: Reading, slot: int) -> "First | PoolRounds | StepRounds":
         """Put a prompt that was read into a slot."""
         assert reading.prefix is not None
         if request.profile in self.pools:
             with self._devices():
-                return self.pools[request.profile].insert(reading.prefix, slot, request)
+                return self.pools[request.profile].insert(reading.prefix, slot, request, reading.began)
         engine = self.engines[request.profile]
         with self._devices():
             state = self._roomy(request.profile, slot, len(request.prompt))
             state, first = engine.insert(engine.load_params(), reading.prefix, state, slot, request)
         self._states[request.profile] = state
-        self._seats[request.profile][slot] = Seat(request)
+        ledger = Ledger(len(request.prompt), engine.position_bytes, reading.began)
+        seat = self._seats[request.profile][slot] = Seat(request, ledger)
         first.copy_to_host_async()
-        return First(first, slot, request, branched=engine.profile.branch_first)
+        return First(first, slot, seat, branched=engine.profile.branch_first)
 
-    def round(self, profile: str) -> "Rounds | PoolRounds":
+    def round(self, profile: str) -> "Rounds | PoolRounds | StepRounds":
         """One round of all slots of a profile."""
         if profile in self.pools:
             with self._devices():
@@ -117,7 +122,8 @@ class Worker:
         for seat in seats.values():
             seat.rounds += 1
         packed.copy_to_host_async()
-        return Rounds(packed, dict(seats), self.tops, branched=engine.profile.branch_first, leave=self._left(profile))
+        branched = engine.profile.branch_first
+        return Rounds(packed, dict(seats), engine.program, branched=branched, leave=self._left(profile))
 
     def free(self, profile: str, slot: int) -> None:
         """Stop decoding a slot whose request was cancelled."""
@@ -133,6 +139,11 @@ class Worker:
         check_prompt(inspection.tokens, 1, context=self.sizes.context + 1, vocabulary=self.vocabulary)
         with self._devices():
             return self.inspector.start(inspection)
+
+    def _whole(self, model: Loaded, profile: Profile) -> PoolEngine | StepEngine:
+        if isinstance(profile.decoder(), Steppers):
+            return StepEngine(model, profile, self.reader, self._devices)
+        return PoolEngine(model, profile, self.reader)
 
     def _left(self, profile: str) -> Callable[[int, Seat], None]:
         def leave(slot: int, seat: Seat) -> None:
@@ -159,7 +170,7 @@ class First:
 
     packed: Any
     slot: int
-    request: Request
+    seat: Seat
     branched: bool
 
     def wait(self) -> None:
@@ -171,7 +182,9 @@ class First:
         if self.branched:
             return {}
         token, logprob, tops = first_of(np.asarray(self.packed))
-        event = Event(tokens=[token], logprobs=[logprob], tops=_cut([tops], self.request), alive=1)
+        cost = self.seat.ledger.cost(1, steps=0, lane_steps=0, explored_tokens=0, committed_tokens=1)
+        beside = _cut([tops], self.seat.request)
+        event = Event(tokens=[token], logprobs=[logprob], tops=beside, alive=1, cost=cost)
         return {self.slot: event}
 
 
@@ -181,7 +194,7 @@ class Rounds:
 
     packed: Any
     seats: dict[int, Seat]
-    tops: int
+    program: Program
     branched: bool
     leave: Callable[[int, Seat], None]
 
@@ -191,25 +204,39 @@ class Rounds:
 
     def get(self) -> dict[int, Event]:
         """Slot → what this round did for it."""
-        rounds = unpack(np.asarray(self.packed), tops=self.tops)
+        rounds = unpack(np.asarray(self.packed), tops=self.program.tops, trace=self.program.grower)
         for slot, seat in self.seats.items():
             if rounds[slot].done:
                 self.leave(slot, seat)
-        return {slot: self._event(rounds[slot], seat.request) for slot, seat in self.seats.items()}
+        return {slot: self._event(rounds[slot], seat) for slot, seat in self.seats.items()}
 
-    def _event(self, round_: Round, request: Request) -> Event:
+    def _event(self, round_: Round, seat: Seat) -> Event:
         first = round_.committed == len(round_.tokens) > 0 and not self.branched
         return Event(
             tokens=round_.tokens,
             repeated=1 if first else 0,
             rewards=round_.rewards,
             logprobs=round_.logprobs,
-            tops=_cut(round_.tops or [[]] * len(round_.tokens), request),
+            tops=_cut(round_.tops or [[]] * len(round_.tokens), seat.request),
             score=round_.score,
             margin=round_.margin,
             alive=round_.alive,
             explored=round_.explored,
+            tree=round_.tree if seat.request.tree else None,
+            cost=self._cost(round_, seat.ledger),
             finish=("stop" if round_.stopped else "length") if round_.done else None,
+        )
+
+    def _cost(self, round_: Round, ledger: Ledger) -> Cost:
+        decoder = self.program.decoder
+        return ledger.cost(
+            round_.committed + decoder.lanes * decoder.held,
+            steps=round_.steps,
+            lane_steps=round_.lane_steps,
+            explored_tokens=round_.explored,
+            committed_tokens=round_.committed,
+            drafted_tokens=round_.drafted,
+            accepted_tokens=round_.accepted,
         )
 
 

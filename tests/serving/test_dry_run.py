@@ -42,6 +42,7 @@ def test_pools_are_compiled_in_every_phase(checkpoint: Path, capsys: Any) -> Non
         PROFILES[0],
         Profile(name="rejection", method="speculative_rejection", n=4, chunk=4, slots=3),  # 4 lanes to 28, 2 to 60, …
         Profile(name="beam", method="beam", beams=3, slots=1),
+        Profile(name="steps", method="step_beam", n=4, width=2, chunk=4, lookahead=1, slots=2),  # room for a chunk more
     )
     dry_run.report(serve_config(checkpoint, profiles=profiles, dry_run=True))
     said = str(capsys.readouterr().out)
@@ -49,6 +50,7 @@ def test_pools_are_compiled_in_every_phase(checkpoint: Path, capsys: Any) -> Non
     assert "It fits" in said
     assert re.search(rf"rejection .* 3 .* 12 .*{token * (144 + 4 * 128) / 1e6:.1f} MB", said)
     assert re.search(rf"beam .* 1 .* 3 .*{token * (144 + 3 * 128) / 1e6:.1f} MB", said)
+    assert re.search(rf"steps .* 2 .* 8 .*{token * (144 + 4 * 132) / 1e6:.1f} MB", said)
 
 
 def test_a_mesh_splits_what_a_chip_holds(checkpoint: Path) -> None:

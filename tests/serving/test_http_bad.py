@@ -195,7 +195,7 @@ def test_unknown_fields_are_named_with_what_was_perhaps_meant():
     assert "Did you mean 'width'?" in error["message"]
     assert error["param"] == "search.widht"
     assert "'content'" in refused(call(APP, CHAT, {"messages": [{"role": "user", "contents": "a"}]}))["message"]
-    assert "not honoured" in refused(call(APP, CHAT, {**HELLO, "search": {"return_tree": True}}))["message"]
+    assert "snapshots" in refused(call(APP, CHAT, {**HELLO, "search": {"return_tree": True}}))["message"]
     assert "not honoured" in refused(call(APP, CHAT, {**HELLO, "tools": [{}]}))["message"]
 
 

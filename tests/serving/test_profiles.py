@@ -29,6 +29,9 @@ PROFILES = (
     Profile(name="best-eight", method="best_of_n", n=8, score="logprob_mean", chunk=8, slots=2),
     Profile(name="rejection", method="speculative_rejection", n=8, alpha=0.0, budget=128, slots=2),
     Profile(name="beam", method="beam", beams=3, slots=2),
+    Profile(name="steps", method="step_beam", n=6, width=3, max_steps=9, filter_duplicates=True, slots=2),
+    Profile(name="dvts", method="dvts", lookahead=1, boxed=True, slots=2),
+    Profile(name="traced", method="sla", width=2, depth=1, traces=True, slots=2),
 )
 SERVICE = FakeService(sync=True)
 APP = fake_app(SERVICE, model=dataclasses.replace(MODEL, profiles=PROFILES))
@@ -54,6 +57,10 @@ def test_options_that_are_not_given_are_the_methods_own():
         ({"method": "sla", "width": 2}, "needs width and depth"),
         ({"method": "best_of_n", "score": "rewards"}, "Did you mean 'reward'"),
         ({"method": "speculative_rejection", "alpha": 1.0}, "alpha=1.0"),
+        ({"method": "step_beam", "n": 8, "width": 3}, "n=8 .*give n=6 or n=9"),
+        ({"method": "step_beam", "boxed": True}, "profiles.p.boxed means nothing"),
+        ({"method": "dvts", "aggregate": "prod"}, "the profile p: aggregate 'prod' .* last, min or mean"),
+        ({"method": "best_of_n", "traces": True}, "the profile p has traces .*search.return_candidates"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, said):
@@ -75,6 +82,8 @@ def test_a_default_that_could_not_answer_plain_requests_is_refused():
         ({"method": "best_of_n", "n": 8}, "best-eight"),
         ({"n": 8, "alpha": 0.0}, "rejection"),
         ({"profile": "rejection"}, "rejection"),
+        ({"method": "step_beam"}, "steps"),
+        ({"method": "dvts", "n": 8, "width": 4}, "dvts"),
     ],
 )
 def test_a_search_is_chosen_by_its_settings(search, profile):
@@ -92,6 +101,14 @@ def test_a_search_is_chosen_by_its_settings(search, profile):
         ({"model": "tiny:beam", "search": {"return_rewards": True}}, "search.return_rewards", "/v1/rewards"),
         ({"search": {"return_candidates": True}}, "search.return_candidates", "greedy .*has no candidates"),
         ({"model": "tiny:rejection", **HOT, "max_tokens": 40}, None, "lower max_tokens to 16"),
+        ({"model": "tiny:steps"}, "temperature", "the profile steps: at temperature 0 all n=6 candidates are the same"),
+        ({"model": "tiny:dvts", **HOT, "logprobs": 2}, "logprobs", "no alternatives beside its tokens"),
+        ({"search": {"return_tree": True}}, "search.return_tree", "greedy .*takes no snapshots .*traces: true"),
+        (
+            {"model": "tiny:dvts", **HOT, "search": {"return_tree": True}},
+            "search.return_tree",
+            "grows no tree; return_candidates",
+        ),
         ({"search": {"n": 5}}, "search", r"best \(best_of_n, n 4, chunk 32\)"),
         ({"search": {"alpha": 1.0}}, "search", "less than 1"),
     ],
@@ -111,6 +128,9 @@ def test_a_profile_is_described_by_what_it_is():
         "best-eight (best_of_n, n 8, chunk 8, score logprob_mean)",
         "rejection (speculative_rejection, n 8, alpha 0.0, budget 128, chunk 16)",
         "beam (beam, beams 3, chunk 16)",
+        "steps (step_beam, n 6, width 3, max_steps 9, chunk 32, filter_duplicates)",
+        "dvts (dvts, n 8, width 4, lookahead 1, chunk 32, boxed)",
+        "traced (sla, width 2, chunk 10, depth 1, traces)",
     ]
 
 

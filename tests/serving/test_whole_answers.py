@@ -25,11 +25,13 @@ from tests.serving.toy_worker import PATIENCE
 from tests.serving.whole import CHAT, Whole, ids, serving, until
 
 PROFILES = (
-    Profile(name="greedy", method="greedy", chunk=3, slots=2),
-    Profile(name="sla", method="sla", width=2, chunk=3, depth=1, slots=2),
+    Profile(name="greedy", method="greedy", chunk=3, slots=2, traces=True),
+    Profile(name="sla", method="sla", width=2, chunk=3, depth=1, slots=2, traces=True),
     Profile(name="best", method="best_of_n", n=3, chunk=4, slots=2),
     Profile(name="rejection", method="speculative_rejection", n=4, chunk=4, slots=2),
     Profile(name="beam", method="beam", beams=3, chunk=5, slots=2),
+    Profile(name="steps", method="step_beam", n=4, width=2, chunk=4, separator="r", lookahead=1, max_steps=5, slots=2),
+    Profile(name="dvts", method="dvts", n=4, width=2, chunk=4, separator="e", aggregate="mean", boxed=True, slots=2),
 )
 WARM = {"temperature": 1.0, "seed": 7}
 LONG = {"temperature": 1.0, "seed": 3, "ignore_eos": True}
@@ -44,6 +46,10 @@ CASES: dict[str, tuple[str, Any, int, dict[str, Any]]] = {
     "rejection, long": ("rejection", ids(4, 12), 200, {**WARM, "seed": 5, "min_p": 0.02, "min_tokens": 150}),
     "beam": ("beam", CHAT, 22, {}),
     "beam, other limit": ("beam", ids(3, 70), 13, {}),
+    "steps": ("steps", CHAT, 50, {**WARM, "min_tokens": 30}),
+    "steps, long": ("steps", ids(5, 70), 90, {**WARM, "seed": 2, "top_k": 30}),
+    "dvts": ("dvts", CHAT, 60, {**WARM, "min_tokens": 20}),
+    "dvts, short": ("dvts", ids(6, 9), 11, {**WARM, "seed": 9}),
 }
 
 
@@ -70,7 +76,20 @@ def expected(model: sla_jax.LanguageModel) -> dict[str, list[sla_jax.Chunk]]:
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path, expected: Any) -> Iterator[Whole]:
+def trees(model: sla_jax.LanguageModel) -> dict[str, list[dict[str, Any]]]:
+    """The trees of a search, round by round, through the library."""
+    found = {}
+    for name in ("greedy", "sla"):
+        profile, prompt, limit, sampling = CASES[name]
+        decoder = next(one.decoder() for one in PROFILES if one.name == profile)
+        options: dict[str, Any] = {"max_tokens": limit, "sampling": Sampling(**sampling), "return_tree": True}
+        chunks = model.stream(prompt, search=decoder, **options)
+        found[name] = [dataclasses.asdict(chunk.tree) for chunk in chunks if chunk.tree is not None]
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, expected: Any, trees: Any) -> Iterator[Whole]:
     """Two lengths of the cache, two of candidates. What the library compiles is compiled before."""
     with serving(checkpoint, PROFILES, engine={"context": 256, "buckets": (64, 256)}) as server:
         yield server
@@ -132,7 +151,7 @@ def test_answers_are_the_librarys_alone_and_among_others(whole, expected, order,
     assert len({len(answer) for answer in answers.values()}) > 4
 
 
-@pytest.mark.parametrize("name", ["best", "rejection", "rejection, long", "beam"])
+@pytest.mark.parametrize("name", ["best", "rejection", "rejection, long", "beam", "steps", "dvts"])
 def test_every_candidate_is_told_and_is_the_librarys(whole, expected, name):
     path, asked = body(name, search={"return_candidates": True})
     reply = httpx.post(whole.url + path, json=asked, timeout=PATIENCE).json()
@@ -142,13 +161,15 @@ def test_every_candidate_is_told_and_is_the_librarys(whole, expected, name):
         (one.candidate, one.finish, one.round, len(one.tokens)) for one in ended
     ]
     assert [one["score"] for one in told] == pytest.approx([one.score for one in ended], rel=1e-3, abs=1e-3)
+    for one, library in zip(told, ended, strict=True):
+        assert one.get("step_scores", []) == pytest.approx(library.step_scores, rel=1e-3, abs=1e-3)
     spoken = reply["choices"][0].get("message", {}).get("content") or reply["choices"][0].get("text")
     assert spoken == expected[name][-1].text and spoken in {one["text"] for one in told}
     assert reply["usage"]["completion_tokens_details"]["explored_tokens"] == expected[name][-1].usage.explored_tokens
     assert reply["usage"]["completion_tokens"] == len(tokens_of(expected[name]))
 
 
-@pytest.mark.parametrize("name", ["best, long", "rejection", "beam"])
+@pytest.mark.parametrize("name", ["best, long", "rejection", "beam", "steps", "dvts"])
 def test_a_stream_tells_of_progress_and_then_the_answer(whole, expected, name):
     chunks = streamed(whole, name, stream_options={"include_usage": True}, search={"return_candidates": True})
     *rounds, usage = chunks
@@ -158,6 +179,7 @@ def test_a_stream_tells_of_progress_and_then_the_answer(whole, expected, name):
     library = [(chunk.phase, chunk.cost.steps, chunk.alive, chunk.usage.explored_tokens) for chunk in expected[name]]
     told = [one["progress"] for one in rounds]
     assert [(one["phase"], one["steps"], one["alive"], one["explored_tokens"]) for one in told] == library
+    assert max(one["phase"] for one in told) > 0 or name not in ("rejection", "steps", "dvts")
     *silent, last = [one["choices"][0] for one in rounds]
     assert all(choice["token_ids"] == [] and choice["finish_reason"] is None for choice in silent)
     assert last["token_ids"] == tokens_of(expected[name])
@@ -193,7 +215,51 @@ def test_rewards_of_the_chosen_answer(whole, expected):
     assert round_["score"] == pytest.approx(won.score, rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize("profile", ["best", "rejection", "beam"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_what_it_cost_is_told_with_the_last_part(whole, expected, name):
+    *others, last = streamed(whole, name, search={"return_cost": True})
+    assert not any("cost" in one for one in others)
+    wanted = dataclasses.asdict(expected[name][-1].cost)
+    told = last["cost"]
+    assert set(told) == {field for field in wanted if not field.startswith("scorer_")}
+    assert told | {"seconds": 0} == {field: wanted[field] for field in told} | {"seconds": 0}
+    assert 0 < told["seconds"] < PATIENCE
+
+
+def test_what_an_answer_cost_that_a_stop_string_cut(whole, expected):
+    path, asked = body("sla", stop=expected["sla"][-1].text[-1:] or "x", search={"return_cost": True})
+    reply = httpx.post(whole.url + path, json=asked, timeout=PATIENCE).json()
+    cost, usage = reply["choices"][0]["cost"], reply["usage"]
+    assert cost["committed_tokens"] == usage["completion_tokens"]
+    assert cost["explored_tokens"] == usage["completion_tokens_details"]["explored_tokens"]
+
+
+@pytest.mark.parametrize("name", ["greedy", "sla"])
+def test_trees_are_the_librarys(whole, trees, expected, name):
+    wanted = trees[name]
+    assert len(wanted) == len(expected[name])
+    path, asked = body(name, search={"return_tree": True})
+    rounds = httpx.post(whole.url + path, json=asked, timeout=PATIENCE).json()["choices"][0]["search"]
+    assert [one["search"] for one in streamed(whole, name, search={"return_tree": True}) if "search" in one] == rounds
+    assert [one["round"] for one in rounds] == list(range(len(wanted)))
+    assert len(wanted) > 3 and max(len(tree["branches"]) for tree in wanted) >= (4 if name == "sla" else 1)
+    for mine, tree in zip((one["tree"] for one in rounds), wanted, strict=True):
+        assert mine["best"] == tree["best"]
+        assert mine["anchor"] == pytest.approx(tree["anchor"], rel=1e-3, abs=1e-3)
+        for branch, other in zip(mine["branches"], tree["branches"], strict=True):
+            assert branch.keys() == other.keys()
+            for field, value in other.items():
+                close = field in ("score", "logprobs", "rewards", "entropies")
+                assert branch[field] == (pytest.approx(value, rel=1e-3, abs=1e-3) if close else value), field
+
+
+def test_a_tree_that_nobody_asked_for_is_not_told(whole):
+    path, asked = body("sla", search={"return_rewards": True})
+    rounds = httpx.post(whole.url + path, json=asked, timeout=PATIENCE).json()["choices"][0]["search"]
+    assert rounds and all(one["token_ids"] and "tree" not in one for one in rounds)
+
+
+@pytest.mark.parametrize("profile", ["best", "rejection", "beam", "steps"])
 def test_a_client_that_leaves_frees_its_slot(whole, expected, profile):
     """The device is held until the client has gone; who comes next gets an answer of its own."""
     gone = threading.Event()
@@ -237,9 +303,9 @@ def test_candidates_and_rounds_are_counted(whole, expected):
 
 
 def test_heads_over_two_devices_give_the_same_answers(checkpoint, model, expected):
-    worker = started(checkpoint, profiles=PROFILES[:1:-1], mesh={"tensor": 2}, engine={"buckets": (128,)})
+    worker = started(checkpoint, profiles=PROFILES[4:] + PROFILES[2:4], mesh={"tensor": 2}, engine={"buckets": (128,)})
     requests = []
-    for name in ("best", "rejection", "rejection, other limit", "beam"):
+    for name in ("best", "rejection", "rejection, other limit", "beam", "steps", "dvts", "dvts, short"):
         profile, prompt, limit, sampling = CASES[name]
         tokens, chosen = tuple(model.prompt_ids(prompt)), Sampling(**sampling)
         common = {"prompt": tokens, "max_tokens": limit, "ends": model.end_tokens, "sampling": chosen}
