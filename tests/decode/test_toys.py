@@ -71,8 +71,10 @@ def same(ours: oracles.Answer, theirs: oracles.Answer) -> None:
         assert mine.margin is None or mine.margin == pytest.approx(yours.margin, abs=1e-5)
 
 
-@pytest.mark.parametrize("branch_first", [False, True])
-@pytest.mark.parametrize(("width", "chunk", "depth"), SMALL)
+FIRST = [(*sizes, True) for sizes in itertools.product([2, 3], [1, 3], [0, 2])]
+
+
+@pytest.mark.parametrize(("width", "chunk", "depth", "branch_first"), [*((*sizes, False) for sizes in SMALL), *FIRST])
 def test_every_small_search_is_the_oracles(width: int, chunk: int, depth: int, branch_first: bool) -> None:
     decoder = SLA(width=width, chunk=chunk, depth=depth, branch_first=branch_first)
     rows = some_rows(seed=100 * width + 10 * chunk + depth)

@@ -122,6 +122,8 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelScorer]:
     return found
 
 
+# the norms of a channel that nobody trained make rounding larger: up to 4.5e-4 in 7,000 rounds; a wrong token, about 1
+ROUNDING = {"channel": 3e-3}
 growth = st.lists(
     st.tuples(
         st.lists(st.lists(st.sampled_from(PIECES), max_size=5).map("".join), min_size=3, max_size=3), st.booleans()
@@ -145,7 +147,8 @@ def test_a_session_scores_as_reading_all_anew(
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         chosen = [texts[i] for i in (order[:2] if number else range(3))]
         candidates = [Candidate(MESSAGES, text, [], finished and not i) for i, text in enumerate(chosen)]
-        np.testing.assert_allclose(session.score(candidates), scorer.score(candidates), rtol=1e-5, atol=1e-5)
+        close = ROUNDING.get(kind, 1e-5)
+        np.testing.assert_allclose(session.score(candidates), scorer.score(candidates), rtol=close, atol=close)
 
 
 def completions(texts: Sequence[list[int]]) -> list[Completion]:
