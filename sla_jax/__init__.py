@@ -1,9 +1,14 @@
 """sla_jax: language models that reward their own tokens, search ahead with those rewards, and stream while they search.
 
 Names are imported on first use, so that `import sla_jax.errors` does not pull in jax.
+What XLA has to be told before it starts is told here (`xla.py`).
 """
 
 from typing import Any
+
+from sla_jax.xla import set_flags
+
+set_flags()
 
 _HOMES = {
     "load": "api",
