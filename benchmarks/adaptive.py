@@ -19,16 +19,17 @@ SMALL, LARGE = {"width": 2, "chunk": 10, "depth": 2}, {"width": 4, "chunk": 8, "
 SEARCHES: tuple[dict[str, Any], ...] = (
     SMALL,
     {**SMALL, "budget": 4},
+    {**SMALL, "budget": 4, "token_weight": 0.1},
+    {**SMALL, "budget": 4, "token_weight": 0.0},
     {**SMALL, "budget": 3},
+    {**SMALL, "budget": 3, "token_weight": 0.1},
+    {**SMALL, "budget": 3, "token_weight": 0.0},
+    {**SMALL, "budget": 2, "token_weight": 0.0},
     {**SMALL, "branch_above": 1.5},
-    {**SMALL, "branch_above": 2.5},
-    {**SMALL, "behind": 0.1},
-    {**SMALL, "end_above": 2.5},
-    {**SMALL, "end_above": 2.5, "budget": 3},
     LARGE,
-    {**LARGE, "budget": 32},
-    {**LARGE, "budget": 16},
-    {**LARGE, "budget": 8},
+    {**LARGE, "budget": 32, "token_weight": 0.1},
+    {**LARGE, "budget": 21, "token_weight": 0.1},
+    {**LARGE, "budget": 21, "token_weight": 0.0},
 )
 
 
@@ -63,7 +64,6 @@ def row(search: Any, found: Mapping[Any, Sequence[Found]]) -> dict[str, str]:
         "of the plain steps": ""
         if full is None
         else _share(per_token(mine, "lane_steps"), per_token(full, "lane_steps")),
-        "tokens/s": f"{1 / per_token(mine, 'seconds'):.1f}",
     }
 
 

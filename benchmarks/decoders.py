@@ -28,6 +28,8 @@ SEARCHES: tuple[Any, ...] = (
     sla_jax.BeamSearch(beams=4),
     sla_jax.BestOfN(n=8),
     sla_jax.SpeculativeRejection(n=8),
+    sla_jax.StepBeam(n=8),
+    sla_jax.DVTS(n=8),
 )
 
 

@@ -53,6 +53,7 @@ class Settings:
     early: bool = True  # commit as soon as no other branch can win: the same text, in fewer and larger rounds
     early_margin: float | None = None  # commit as soon as a branch leads by more than this
     budget: int | None = None  # leaves at most: the best pairs of leaf and token
+    token_weight: float = 1.0  # of the token's log-probability in what a pair is worth
     branch_above: float = 0.0  # branch only where the next token's entropy is at least this
     end_above: float | None = None  # a chunk of at least `least` tokens ends where it is at least this
     least: int = 1
@@ -147,8 +148,8 @@ class Search:
             alone = first or entropy(leaf.next_logprobs) < self.settings.branch_above
             tokens = self.top(leaf.next_logprobs, 1 if alone else self.settings.width, "width")
             assert leaf.next_logprobs is not None
-            own = log_softmax(leaf.next_logprobs)
-            pairs += [(leaf, token, float(leaf.score()) + float(own[token])) for token in tokens]
+            own, weight = log_softmax(leaf.next_logprobs), self.settings.token_weight
+            pairs += [(leaf, token, float(leaf.score()) + weight * float(own[token])) for token in tokens]
         if self.settings.budget is not None:
             order = sorted(range(len(pairs)), key=lambda i: (-pairs[i][2], i))[: self.settings.budget]
             pairs = [pair for i, pair in enumerate(pairs) if i in order]

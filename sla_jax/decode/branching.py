@@ -31,14 +31,14 @@ def hopeful(wanted: Bool[Array, "R W n"], scores: Float[Array, "R W"], behind: f
 
 
 def affordable(
-    wanted: Bool[Array, "R W n"], lanes: Lanes, scores: Float[Array, "R W"], budget: int
+    wanted: Bool[Array, "R W n"], lanes: Lanes, scores: Float[Array, "R W"], budget: int, token_weight: float
 ) -> Bool[Array, "R W n"]:
-    """The `budget` best pairs of each request, by the leaf's score plus the token's log-probability.
+    """The `budget` best pairs of each request, by the leaf's score + `token_weight` times the token's log-probability.
 
     Ties go to the more probable path. A finished leaf needs a lane too, and no token.
     """
     ahead = jnp.where(lanes.finished[..., None], 0.0, lanes.next.logprobs)
-    worth = jnp.where(wanted, scores[..., None] + ahead, LOSER).reshape(wanted.shape[0], -1)
+    worth = jnp.where(wanted, scores[..., None] + token_weight * ahead, LOSER).reshape(wanted.shape[0], -1)
     order = jnp.argsort(-worth, axis=-1, stable=True)
     place: Int[Array, "R N"] = jnp.argsort(order, axis=-1)
     return wanted & (place < budget).reshape(wanted.shape)

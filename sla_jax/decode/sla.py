@@ -38,6 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "end_above": (0, math.inf),
     "behind": (0, math.inf),
     "logprob_weight": (0, 1e6),
+    "token_weight": (0, 1e6),
 }
 
 
@@ -53,6 +54,8 @@ class SLA:
     """Commit before the tree is full what leads by this much mean reward; None never departs from the search."""
     budget: int | None = None
     """Lanes at most; the best pairs of leaf and token get them. None: width^(depth+1), which is never too few."""
+    token_weight: float = 1.0
+    """With a budget: a pair's worth is the leaf's score + so many times the token's log-probability; 0: the score."""
     branch_above: float = 0.0
     """Branch a leaf only where the policy is at least this uncertain of the next token; 0 always branches."""
     end_above: float | None = None
@@ -134,4 +137,6 @@ class SLA:
         scores = moves.score(lanes, self.logprob_weight)
         if self.behind is not None:
             wanted = branching.hopeful(wanted, scores, self.behind)
-        return wanted if self.budget is None else branching.affordable(wanted, lanes, scores, self.budget)
+        if self.budget is not None:
+            wanted = branching.affordable(wanted, lanes, scores, self.budget, self.token_weight)
+        return wanted

@@ -20,6 +20,7 @@ from tests.toys import Row
 KNOBS: list[dict[str, Any]] = [
     {"budget": 1},
     {"budget": 3},
+    {"budget": 3, "token_weight": 0.1137},
     {"branch_above": 0.9137},
     {"behind": 0.3137},
     {"end_above": 0.9137, "least": 1},
@@ -112,6 +113,7 @@ def test_uncertainty_is_the_entropy_and_the_doubt() -> None:
         ({"budget": 0}, "budget=0"),
         ({"branch_above": -1.0}, "branch_above=-1.0"),
         ({"behind": -0.5}, "behind=-0.5"),
+        ({"token_weight": -1.0}, "token_weight=-1.0"),
         ({"least": 3}, "goes with end_above"),
         ({"end_above": 1.0, "least": 11}, "1 to chunk=10"),
         ({"width": 4, "depth": 9}, "give a budget"),
