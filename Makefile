@@ -2,13 +2,14 @@
 #   make demo         a real small model answers, greedy and by search, streamed side by side (first run: a few minutes)
 #   make serve        the same model behind an OpenAI-compatible API (ARGS='--port 9000', CONFIG=FILE)
 #   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
+#   make eval-smoke   8 prompts × 4 methods, answered, judged and reported on: runs/eval/smoke/report/index.html
 #   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
 #   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
 # demo, bench and tpu-check take flags: make bench ARGS=--write-docs; demo takes PROMPT='…' too
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo serve jetstream test check-slow tpu-check libtpu lint bench clean
+.PHONY: help setup demo serve eval-smoke jetstream test check-slow tpu-check libtpu lint bench clean
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -58,6 +59,10 @@ $(BIN)/python:
 	$(PIP) --no-deps $(JETSTREAM)
 	touch $@
 
+.venv/.stamp-eval: $(LOCK)
+	$(PIP) --editable '.[gguf,eval]'
+	touch $@
+
 $(LIBTPU)/.stamp: $(LOCK)
 	rm -rf $(LIBTPU)
 	$(PIP) --no-deps --target $(LIBTPU) 'libtpu==0.0.42.*'
@@ -79,6 +84,11 @@ demo: $(IMPORTED)
 	@echo "SmolLM2-135M-Instruct answers twice: greedily, and by look-ahead search with a reward channel that was trained on"
 	@echo "pairs of the model's own answers, in which what loops, drifts or is cut loses. Colour is reward."
 	$(BIN)/python generate.py $(CHECKPOINT) "$(PROMPT)" --compare greedy $(ARGS)
+
+eval-smoke: $(IMPORTED) .venv/.stamp-eval
+	$(BIN)/python eval.py generate configs/eval/smoke.yaml
+	$(BIN)/python eval.py judge configs/eval/judges-smoke.yaml
+	$(BIN)/python eval.py report runs/eval/smoke --best-of-n best-of-4
 
 test: .venv/.stamp-test
 	$(BIN)/python -m pytest

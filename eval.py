@@ -1,5 +1,17 @@
-"""Measure a model.
+"""Measure a model, compare methods, look at what they did.
 
+python eval.py generate CONFIG.yaml [--out FOLDER …]
+    answer the prompts of benchmarks by several methods; goes on where it was stopped
+python eval.py judge CONFIG.yaml [--out FOLDER …]
+    have judges say how good those answers are
+python eval.py report FOLDER [--baseline METHOD …]
+    tables, plots and one HTML page of a judged run
+python eval.py judge-data CONFIG.yaml
+    preference pairs for a judge that shares no prompt with a channel
+python eval.py entropy CHECKPOINT --data FILE … --out ROWS.jsonl
+    how uncertain a model is of every token of texts
+python eval.py view [FOLDER] [--port 8001]
+    look at recorded searches and entropies in a browser; with a model to talk to, serve.py shows the same at /ui
 python eval.py channel CHECKPOINT --data FILE … [--split test] [--channel FILE] [--json FILE]
     how well a reward channel, or a reward model, ranks preference pairs: accuracies with standard errors
 python eval.py steps CHECKPOINT --data FILE … [--threshold 0.5 | --choose FILE …] [--json FILE]
@@ -10,9 +22,13 @@ python eval.py replay TRACE [--checkpoint CHECKPOINT] [--tolerance X] [--teacher
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door, nearest
+
+T = TypeVar("T")
 
 
 def channel(argv: list[str]) -> None:
@@ -56,13 +72,121 @@ def replay(argv: list[str]) -> None:
         sys.exit(1)
 
 
+def generate(argv: list[str]) -> None:
+    """Answer benchmarks by several methods; say where the answers are."""
+    from sla_jax.evaluation.generate import generate as run
+    from sla_jax.evaluation.settings import GenerateConfig
+
+    described = "Answer the prompts of benchmarks by several methods (docs/evaluation.md)."
+    config = configured(GenerateConfig, argv, "generate", described)
+    if config.server is not None:
+        from sla_jax.evaluation.remote import Remote
+
+        print(run(config, Remote(config.server)))
+        return
+    import jax
+
+    import sla_jax
+    from sla_jax.evaluation.local import Local
+    from sla_jax.trace.record import fingerprint
+
+    sla_jax.use_compilation_cache()
+    assert config.checkpoint is not None, "the config has checked it"
+    model = sla_jax.load(config.checkpoint)
+    about = {"checkpoint": model.name, "fingerprint": fingerprint(model.policy)}
+    about |= {"dtype": str(model.policy.norm[...].dtype), "backend": jax.default_backend()}
+    print(run(config, Local(model, config.methods, about)))
+
+
+def judge(argv: list[str]) -> None:
+    """Judge a run's answers; a line a judge."""
+    from sla_jax.evaluation.judges.config import JudgeRun
+    from sla_jax.evaluation.judges.run import run_judges
+    from sla_jax.loading import use_compilation_cache
+
+    described = "Judge the answers of a run (docs/evaluation.md)."
+    config = configured(JudgeRun, argv, "judge", described)
+    use_compilation_cache()
+    print(*run_judges(config), sep="\n")
+
+
+def judge_data(argv: list[str]) -> None:
+    """Write pairs for an independent judge; say what was kept and dropped."""
+    import json
+
+    from sla_jax.evaluation.judges.data import JudgeData, write_judge_data
+
+    described = "Write preference pairs whose prompts a channel did not learn from."
+    config = configured(JudgeData, argv, "judge-data", described)
+    print(json.dumps(write_judge_data(config), indent=1, ensure_ascii=False))
+
+
+def report(argv: list[str]) -> None:
+    """Write a run's report; say where it is."""
+    from sla_jax.evaluation.report.config import ReportConfig
+    from sla_jax.evaluation.report.program import report as run
+
+    described = "Tables, plots and a page of a run that was judged (docs/evaluation.md)."
+    print(run(parse(ReportConfig, argv, prog="eval.py report", description=described)))
+
+
+def entropy(argv: list[str]) -> None:
+    """Write the entropies of texts, print their figures."""
+    from sla_jax.evaluation.entropy.config import EntropyConfig
+
+    described = "Measure how uncertain a model is of every token of texts (docs/evaluation.md)."
+    config = parse(EntropyConfig, named(argv), prog="eval.py entropy", description=described)
+    import jax.numpy as jnp
+
+    from sla_jax.evaluation.entropy.figures import table
+    from sla_jax.evaluation.entropy.run import measure
+    from sla_jax.loading import load_model, use_compilation_cache
+    from sla_jax.progress import bar
+    from sla_jax.trace.record import fingerprint
+
+    use_compilation_cache()
+    model = load_model(Path(config.checkpoint), dtype=config.dtype and jnp.dtype(config.dtype))
+    with bar("entropy") as tell:
+        found = measure(config, model, fingerprint(model.policy), tell)
+    print(table(found))
+
+
+def view(argv: list[str]) -> None:
+    """Serve the viewer without a model, until interrupted."""
+    from sla_jax.evaluation.viewer import standalone
+
+    described = "Look at recorded searches and entropies in a browser."
+    standalone.view(parse(standalone.ViewConfig, argv, prog="eval.py view", description=described))
+
+
+def configured(cls: type[T], argv: list[str], command: str, described: str) -> T:
+    """What a config file says, and the flags behind it. Raises UserError without a file."""
+    usage = f"python eval.py {command} CONFIG.yaml [--field value …]"
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        return parse(cls, argv, prog=f"eval.py {command}", description=described)
+    if {"-h", "--help"}.intersection(argv):
+        print(f"{described}\n\nusage: {usage}\n\nBehind a config, --help lists every flag; configs/eval/ has some.")
+        sys.exit(0)
+    raise UserError(f"eval.py {command} begins with a config file: {usage}; configs/eval/ has some.")
+
+
 def named(argv: list[str]) -> list[str]:
     """The first word, if it is neither a flag nor a config, is the checkpoint."""
     bare = argv and not argv[0].startswith("--") and not argv[0].endswith((".yaml", ".yml"))
     return ["--checkpoint", *argv] if bare else argv
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"channel": channel, "steps": steps, "replay": replay}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "generate": generate,
+    "judge": judge,
+    "report": report,
+    "judge-data": judge_data,
+    "entropy": entropy,
+    "view": view,
+    "channel": channel,
+    "steps": steps,
+    "replay": replay,
+}
 
 
 def main(argv: list[str]) -> None:

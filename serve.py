@@ -4,9 +4,11 @@ python serve.py configs/serve/smollm2.yaml                                  the 
 python serve.py configs/serve/smollm2.yaml --host 0.0.0.0 --port 80         on every interface
 python serve.py configs/serve/smollm2.yaml --dry-run --target v5e:2x4       what it takes on a machine that is not here
 
-OpenAI's routes, JetStream's and the original SLA's; /docs lists them. SIGTERM finishes what runs and exits 0.
+OpenAI's routes, JetStream's and the original SLA's (/docs lists them), and the viewer (/ui). SIGTERM finishes what runs
+and exits 0.
 """
 
+import functools
 from pathlib import Path
 
 from sla_jax.config import parse
@@ -31,13 +33,16 @@ def main(argv: list[str]) -> None:
         report(config)
         return
 
+    from sla_jax.evaluation.viewer.pages import PUBLIC, mount
     from sla_jax.loading import use_compilation_cache
     from sla_jax.serving import process
+    from sla_jax.serving.http import Pages
     from sla_jax.serving.worker import open_model
 
     with process.listen(config.host, config.port) as listener:
         use_compilation_cache()
-        process.serve(config, listener, open_model(config))
+        pages = Pages(functools.partial(mount, folder=config.ui), PUBLIC)
+        process.serve(config, listener, open_model(config), pages)
 
 
 if __name__ == "__main__":

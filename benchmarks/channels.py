@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.report import write_page
 from sla_jax.config import parse
 from sla_jax.loading import use_compilation_cache
+from sla_jax.progress import say
 from sla_jax.training.config import TrainConfig
-from sla_jax.training.display import say
 from sla_jax.training.loop import train
 
 CONFIGS = {"hh": "configs/train/smollm2-hh.yaml", "alpaca": "configs/train/smollm2-alpaca.yaml"}

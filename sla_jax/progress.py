@@ -1,6 +1,8 @@
-"""What a person sees while a program works: progress bars and messages, all on stderr, from process 0 alone."""
+"""What a person sees while a program works: a bar on a terminal, a line a minute elsewhere; on stderr, of process 0."""
 
 import contextlib
+import datetime
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Tell = Callable[[int, int, str], None]
+EVERY = 60.0  # seconds between lines where there is no terminal
 
 
 def console() -> Console:
@@ -22,7 +25,11 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def bar(title: str) -> Iterator[Tell]:
-    """A progress bar; call what is yielded with (done, total, note)."""
+    """How far something is; call what is yielded with (done, total, note)."""
+    shown = console()
+    if not shown.is_terminal:
+        yield lines(title, say, time.monotonic)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,6 +38,28 @@ def bar(title: str) -> Iterator[Tell]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console()) as progress:
+    with Progress(*columns, console=shown) as progress:
         task = progress.add_task(title, total=None, note="")
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+
+def lines(title: str, write: Callable[[str], None], clock: Callable[[], float]) -> Tell:
+    """The same as lines for a log: one every EVERY seconds, and one at the end of what took longer than that."""
+    began = last = clock()
+    first: int | None = None
+
+    def tell(done: int, total: int, note: str) -> None:
+        nonlocal first, last
+        now = clock()
+        first = done if first is None else first
+        if now - last < EVERY and (done < total or now - began < EVERY):
+            return
+        last = now
+        left = f", {_span((now - began) * (total - done) / (done - first))} left" if done > first else ""
+        write(f"{title}: {done:,} of {total:,} after {_span(now - began)}{left}  {note}".rstrip())
+
+    return tell
+
+
+def _span(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sla_jax.checkpoint import armo, store
 from sla_jax.checkpoint import safetensors_file as st
-from sla_jax.checkpoint import store
 from sla_jax.checkpoint.channel_file import public_array
 from sla_jax.checkpoint.importer import Report, cast, numpy_dtype
 from sla_jax.checkpoint.mapping import Slot, slots
 from sla_jax.checkpoint.staging import refuse, staged
+from sla_jax.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
 METADATA = {"format": "pt"}  # transformers refuses a file that does not say it
@@ -36,6 +37,8 @@ def export_checkpoint(
     Raises UserError when `src` is not a checkpoint of ours or `dst` is taken."""
     found = store.info(src)
     refuse(dst, overwrite=False, ours=lambda path: False)
+    if armo.is_armo(src):
+        raise UserError(f"{src} is an ArmoRM; as a Hugging Face directory it would lose its gate. Keep the original.")
     forced = numpy_dtype(dtype) if dtype else None
     chosen = slots(found.config)
     specs = [st.Spec(slot.public, slot.shape, forced or found.params[slot.ours].dtype) for slot in chosen]

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sla_jax.checkpoint import smollm2, store
+from sla_jax.checkpoint import armo, smollm2, store
 from sla_jax.checkpoint.channel_file import read_channel
 from sla_jax.checkpoint.gguf import GgufSource, extra_files
 from sla_jax.checkpoint.mapping import CHANNEL_PREFIXES, Slot, check, ignorable, slots
@@ -168,6 +168,8 @@ def _directory(path: Path, name: str) -> Model:
         raise UserError(
             f"{path} is quantized (quantization_config in config.json); import the unquantized checkpoint, or a GGUF."
         )
+    if armo.is_release(raw):
+        return Model(**armo.opened(path, raw)._asdict(), name=name, kind=f"Hugging Face directory, {armo.ARCHITECTURE}")
     from_hf(raw)
     return Model(raw_config=raw, source=open_weights(path), extras=path, name=name, kind="Hugging Face directory")
 

@@ -11,7 +11,7 @@ from sla_jax.loading import Loaded
 from sla_jax.scoring.candidate import Candidate
 from sla_jax.text import chat_ids, response_ids
 
-BATCH_TOKENS = 4096  # of one batch, padding included
+BATCH_TOKENS = 1024  # of one batch, padding included; what the last batch of a length leaves empty is computed too
 Reader = Callable[[np.ndarray], np.ndarray]
 
 

@@ -5,7 +5,8 @@ and a client may choose it by sending that header; /abort_request takes it.
 """
 
 import importlib.metadata
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +42,13 @@ ERRORS = {
 }
 
 
+class Pages(NamedTuple):
+    """Routes that are not the API's (a door's viewer): `mount` adds them; `public` are their paths that need no key."""
+
+    mount: Callable[[FastAPI], None]
+    public: frozenset[str]
+
+
 class App(FastAPI):
     """FastAPI, whose /openapi.json lacks the 422 that we never answer, and knows of the API key and the vocabulary."""
 
@@ -67,7 +75,12 @@ class App(FastAPI):
 
 
 def create_app(
-    service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig, metrics: Metrics
+    service: Backend,
+    model: ModelInfo,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ServeConfig,
+    metrics: Metrics,
+    pages: Pages | None = None,
 ) -> FastAPI:
     """Everything over HTTP, for a service that somebody else starts and ends."""
     gateway = Gateway(service, model, tokenizer, config)
@@ -78,12 +91,14 @@ def create_app(
         title="sla-jax",
         version=version,
         description="Look-ahead search, streamed while it searches.",
-        middleware=_middleware(config),
+        middleware=_middleware(config, pages.public if pages else frozenset()),
         responses={status: {"model": ErrorReply, "description": said} for status, said in ERRORS.items()},
     )
     app.include_router(generation.router(gateway))
     app.include_router(operations.router(gateway, metrics, version))
     app.include_router(compat.router(gateway))
+    if pages:
+        pages.mount(app)
     for kind in (ApiError, UserError, Overloaded, Unavailable):
         app.add_exception_handler(kind, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -91,7 +106,7 @@ def create_app(
     return app
 
 
-def _middleware(config: ServeConfig) -> list[Middleware]:
+def _middleware(config: ServeConfig, public: frozenset[str]) -> list[Middleware]:
     """Outermost first."""
     stack = [Middleware(Entry)]
     if config.cors:
@@ -105,7 +120,7 @@ def _middleware(config: ServeConfig) -> list[Middleware]:
             )
         )
     if config.key:
-        stack.append(Middleware(Key, key=config.key))
+        stack.append(Middleware(Key, key=config.key, public=public))
     return [*stack, Middleware(Bodies, limit=config.limits.body_bytes)]
 
 

@@ -61,13 +61,13 @@ class Entry:
 
 
 class Key:
-    """Lets in who has the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Lets in who has the API key: `Authorization: Bearer KEY` or `X-API-Key: KEY`. `public` paths need none."""
 
-    def __init__(self, app: ASGIApp, key: str):
-        self._app, self._key = app, key.encode()
+    def __init__(self, app: ASGIApp, key: str, public: frozenset[str] = frozenset()):
+        self._app, self._key, self._open = app, key.encode(), public.union(OPEN)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._knows(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in self._open or self._knows(Headers(scope=scope)):
             return await self._app(scope, receive, send)
         message = "this server wants its API key: send the header Authorization: Bearer KEY."
         headers = {"www-authenticate": "Bearer"}

@@ -1,6 +1,7 @@
 """The routes around the model: what is served, whether it is well, tokens and text, ending a request."""
 
 import asyncio
+import dataclasses
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -14,11 +15,13 @@ from sla_jax.serving.replies import (
     DetokenizeReply,
     ModelEntry,
     ModelsReply,
+    SearchEntry,
     StatusReply,
     TokenizeReply,
     VersionReply,
 )
 from sla_jax.serving.schema import AbortBody, DetokenizeBody, TokenizeBody
+from sla_jax.serving.settings import ModelInfo, Profile
 
 PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -52,8 +55,12 @@ def router(gateway: Gateway, metrics: Metrics, version: str) -> APIRouter:
 
 def _models(routes: APIRouter, gateway: Gateway) -> None:
     model = gateway.model
-    names = [model.name, *(f"{model.name}:{profile.name}" for profile in model.profiles)]
-    entries = [ModelEntry(id=name, object="model", created=model.created, owned_by="sla-jax") for name in names]
+    searches = [None, *(_search(model, profile) for profile in model.profiles)]
+    names = [model.name if search is None else f"{model.name}:{search.profile}" for search in searches]
+    entries = [
+        ModelEntry(id=name, object="model", created=model.created, owned_by="sla-jax", search=search)
+        for name, search in zip(names, searches, strict=True)
+    ]
 
     @routes.get("/v1/models", tags=["OpenAI"])
     async def models() -> ModelsReply:
@@ -63,6 +70,18 @@ def _models(routes: APIRouter, gateway: Gateway) -> None:
     async def model_entry(name: str) -> ModelEntry:
         profile_of(model, name)
         return entries[names.index(name)]
+
+
+def _search(model: ModelInfo, profile: Profile) -> SearchEntry:
+    return SearchEntry(
+        profile=profile.name,
+        method=profile.method,
+        options=dataclasses.asdict(profile.decoder()),
+        streams=profile.streams,
+        traces=profile.traces,
+        rewards=model.has_channel and profile.method != "beam",
+        top_logprobs=model.top_logprobs if profile.streams else 0,
+    )
 
 
 def _states(routes: APIRouter, gateway: Gateway) -> None:

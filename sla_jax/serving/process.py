@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from sla_jax.errors import UserError
-from sla_jax.serving.http import create_app
+from sla_jax.serving.http import Pages, create_app
 from sla_jax.serving.jobs import Worker
 from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.service import Service
@@ -216,15 +216,15 @@ class Process:
         return 0 if self.service.state == "stopped" and self.first_signal else 1
 
 
-def serve(config: ServeConfig, listener: socket.socket, opened: Opened) -> NoReturn:
-    """Serve a model until a signal or a failure, and exit."""
+def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: Pages | None = None) -> NoReturn:
+    """Serve a model, and `pages` beside it, until a signal or a failure, and exit."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("sla_jax").setLevel(logging.INFO)
     slots = {profile.name: profile.slots for profile in config.profiles}
     metrics = Metrics(slots)
     metrics.watch_compiling()
     service = Service(slots, config.limits, metrics)
-    app = create_app(service, opened.model, opened.tokenizer, config, metrics)
+    app = create_app(service, opened.model, opened.tokenizer, config, metrics, pages)
     process = Process(config, service, Http(app, config, listener))
     with _grpc(config, service, opened):
         code = process.run(opened.worker)

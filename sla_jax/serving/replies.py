@@ -1,6 +1,6 @@
 """What we answer, for /openapi.json; the tests hold every reply against these."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -204,6 +204,18 @@ class RewardsReply(Reply):
     usage: Usage
 
 
+class SearchEntry(Reply):
+    """A search profile: its method with all options, and what a request to it may ask for."""
+
+    profile: str
+    method: str
+    options: dict[str, Any]
+    streams: bool
+    traces: bool
+    rewards: bool
+    top_logprobs: int
+
+
 class ModelEntry(Reply):
     """A model, or a model with one of its search profiles."""
 
@@ -211,6 +223,7 @@ class ModelEntry(Reply):
     object: Literal["model"]
     created: int
     owned_by: str
+    search: SearchEntry | None = None
 
 
 class ModelsReply(Reply):

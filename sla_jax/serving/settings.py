@@ -28,6 +28,7 @@ class Profile:
     uncertainty: Literal["entropy", "doubt"] | None = None
     behind: float | None = None
     logprob_weight: float | None = None
+    token_weight: float | None = None
     draft: int | None = None
     beams: int | None = None
     length_penalty: float | None = None
@@ -166,6 +167,8 @@ class ServeConfig:
     """Seconds without text after which a stream gets a comment, so that proxies do not close it."""
     log_prompts: bool = False
     """Write prompts and answers to the log."""
+    ui: Path | None = None
+    """Folder whose traces and entropies the viewer at /ui may open; without one it opens none of this machine."""
     grpc_port: int | None = None
     """Also serve JetStream's gRPC Orchestrator there (needs the extra `jetstream`)."""
     dry_run: bool = False
@@ -184,6 +187,8 @@ class ServeConfig:
                 f"the profile {names[0]} is the first and so the default, also of requests that give no temperature: "
                 f"{useless[1]} Put another profile first."
             )
+        if self.ui is not None and not self.ui.is_dir():
+            raise UserError(f"ui={self.ui} is no directory; give one whose recorded files the viewer may open.")
         if self.target and not self.dry_run:
             raise UserError("--target names a machine to compile for; it goes with --dry-run.")
 

@@ -27,13 +27,13 @@ from sla_jax.model.config import ModelConfig, from_hf
 from sla_jax.model.lora import init_lora
 from sla_jax.model.policy import init_policy, without_channel
 from sla_jax.model.score import init_score
+from sla_jax.progress import say
 from sla_jax.sharding import AXES, make_mesh
 from sla_jax.text import load_tokenizer
 from sla_jax.training import cost, tiny
 from sla_jax.training.batch import Batch, Rows, Shapes, TokenSource, batch_sharding
 from sla_jax.training.config import TINY, TrainConfig
 from sla_jax.training.data import load_examples
-from sla_jax.training.display import say
 from sla_jax.training.examples import Examples, describe, render_masked
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.order import bucket, padded_length, token_bucket

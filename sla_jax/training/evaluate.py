@@ -21,13 +21,13 @@ from sla_jax.errors import UserError
 from sla_jax.model.axes import param_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import with_channel, without_channel
+from sla_jax.progress import bar, say
 from sla_jax.sharding import TRAIN, make_mesh
 from sla_jax.training import metrics
 from sla_jax.training.batch import TokenSource
 from sla_jax.training.config import ChannelOptions, EvalConfig, HeadOptions, StepsConfig, TrainConfig
 from sla_jax.training.data import load_examples
 from sla_jax.training.data_config import SEPARATOR, DataConfig, Task
-from sla_jax.training.display import bar, say
 from sla_jax.training.examples import Examples
 from sla_jax.training.heldout import THRESHOLD, step_rows
 from sla_jax.training.metrics import PairRewards

@@ -21,11 +21,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.progress import Tell, bar, say
 from sla_jax.sharding import make_mesh
 from sla_jax.training import cost, hosts
 from sla_jax.training.batch import Batch, Source, TokenSource, divided, put_batch, read_tokens, waste
 from sla_jax.training.config import TrainConfig
-from sla_jax.training.display import Tell, bar, say
 from sla_jax.training.examples import length_weights
 from sla_jax.training.heldout import evaluate, shown
 from sla_jax.training.metrics import DESCRIPTIONS, as_json

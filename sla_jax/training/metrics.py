@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sla_jax.scoring.partial import area, mean_of_first, tokens_seen
+
 FRACTIONS = (0.25, 0.5, 1.0)
 
 
@@ -43,16 +45,6 @@ class PairRewards(NamedTuple):
 
     chosen: np.ndarray
     rejected: np.ndarray
-
-
-def running_mean(rewards: np.ndarray) -> np.ndarray:
-    """Mean of the first t+1 rewards at every t, in float64, [T] → [T]."""
-    return np.cumsum(rewards, dtype=np.float64) / np.arange(1, len(rewards) + 1)
-
-
-def tokens_seen(fraction: float, length: int) -> int:
-    """⌈fraction · length⌉, at least 1; exact for the fractions of `FRACTIONS`."""
-    return max(1, math.ceil(fraction * length))
 
 
 def win(chosen: float, rejected: float) -> float:
@@ -80,26 +72,13 @@ def mean_figure(values: Sequence[float]) -> Figure:
 
 def prefix_win(pair: PairRewards, fraction: float) -> float:
     """The pair's win by mean reward over the first `fraction` of each response."""
-    means = [running_mean(r)[tokens_seen(fraction, len(r)) - 1] for r in pair]
-    return win(float(means[0]), float(means[1]))
+    return win(*(mean_of_first(rewards, fraction) for rewards in pair))
 
 
 def token_win(pair: PairRewards, fraction: float) -> float:
     """The pair's win by the reward of the one token at `fraction` of each response."""
     at = [float(r[tokens_seen(fraction, len(r)) - 1]) for r in pair]
     return win(at[0], at[1])
-
-
-def area(pair: PairRewards) -> float:
-    """∫ over f in (0, 1] of the win of the means over the first ⌈f·T⌉ tokens: exact, both sides are step functions."""
-    lengths = [len(r) for r in pair]
-    # steps end at f = j/T; integers j·T' / (T·T') keep the breakpoints of the two sides exactly comparable
-    scale = lengths[0] * lengths[1]
-    ends = np.union1d(np.arange(1, lengths[0] + 1) * lengths[1], np.arange(1, lengths[1] + 1) * lengths[0])
-    widths = np.diff(ends, prepend=0) / scale
-    index = [-(-ends // (scale // length)) - 1 for length in lengths]  # ⌈f·T⌉ − 1
-    chosen, rejected = running_mean(pair.chosen)[index[0]], running_mean(pair.rejected)[index[1]]
-    return float(np.sum(widths * 0.5 * (1.0 + np.sign(chosen - rejected))))
 
 
 def balanced(longer: Figure, shorter: Figure) -> Figure:
@@ -144,7 +123,7 @@ def summarize(pairs: Sequence[PairRewards]) -> dict[str, Figure]:
     figures["accuracy_longer_wins"] = longer
     figures["accuracy_shorter_wins"] = shorter
     figures["accuracy_balanced"] = balanced(longer, shorter)
-    figures["autrc"] = mean_figure([area(pair) for pair in pairs])
+    figures["autrc"] = mean_figure([area(*pair) for pair in pairs])
     chosen, rejected = ([float(np.mean(pair[side])) for pair in pairs] for side in (0, 1))
     figures["reward_chosen"] = mean_figure(chosen)
     figures["reward_rejected"] = mean_figure(rejected)

@@ -31,10 +31,10 @@ from sla_jax.decode.result import Round
 from sla_jax.errors import UserError
 from sla_jax.loading import Loaded, engine, load_model, use_compilation_cache
 from sla_jax.model.policy import without_channel
+from sla_jax.progress import bar, say
 from sla_jax.scoring.candidate import Candidate, Score, detailed
 from sla_jax.scoring.registry import make_scorer
 from sla_jax.text import chat_ids
-from sla_jax.training.display import bar, say
 from sla_jax.training.hosts import stopping
 from sla_jax.training.onpolicy_config import PairsConfig
 from sla_jax.training.onpolicy_pairs import best_and_worst, summary

@@ -10,9 +10,9 @@ from sla_jax.checkpoint.adapter_file import save_adapter
 from sla_jax.checkpoint.channel_file import save_channel
 from sla_jax.model.lora import merged
 from sla_jax.model.policy import Policy, with_channel, with_score
+from sla_jax.progress import say
 from sla_jax.training import hosts
 from sla_jax.training.config import TrainConfig
-from sla_jax.training.display import say
 from sla_jax.training.objective import Parts, Plan
 from sla_jax.training.resume import CONFIG_FILE
 from sla_jax.training.setup import Base

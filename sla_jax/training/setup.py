@@ -20,6 +20,7 @@ from sla_jax.model.config import ChannelConfig, ModelConfig, ScoreConfig
 from sla_jax.model.lora import init_lora
 from sla_jax.model.policy import Policy, with_channel, without_channel
 from sla_jax.model.score import init_score
+from sla_jax.progress import bar, say
 from sla_jax.sharding import TRAIN
 from sla_jax.text import load_tokenizer
 from sla_jax.training import hosts, tiny
@@ -27,7 +28,6 @@ from sla_jax.training.batch import Source, TokenSource
 from sla_jax.training.cache import cached_source
 from sla_jax.training.config import TINY, TrainConfig
 from sla_jax.training.data import load_examples
-from sla_jax.training.display import bar, say
 from sla_jax.training.examples import Examples
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.rank import reference_sums

@@ -1,0 +1,160 @@
+"""`eval.py entropy`: every text of some files, read by a checkpoint, one row each; then the figures of all rows.
+
+OUT.jsonl            one row a text, in the order of the data, appended block by block
+OUT.settings.json    what made them, written before the first row; rows of other settings are refused
+
+A block is so many texts, counted from the first; its texts are read together. So a run that was stopped and started
+again reads the block that was cut anew, writes what is missing of it, and leaves the same bytes as one that was not.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sla_jax.errors import UserError
+from sla_jax.evaluation.entropy.config import EntropyConfig
+from sla_jax.evaluation.entropy.figures import Figures, as_json, figures
+from sla_jax.evaluation.entropy.reader import TextReader
+from sla_jax.evaluation.entropy.rows import read_counted, row
+from sla_jax.evaluation.entropy.texts import Source, Text
+from sla_jax.evaluation.entropy.tokens import Tokens, names, tokenized
+from sla_jax.evaluation.rows import json_line, mend
+from sla_jax.evaluation.settings import first_difference
+from sla_jax.loading import Loaded
+
+FORMAT = 1
+FREE = ("checkpoint", "out", "overwrite", "json")  # what may change when a run goes on; parameters are compared
+Tell = Callable[[int, int, str], None]
+
+
+def measure(config: EntropyConfig, model: Loaded, fingerprint: str, tell: Tell) -> Figures:
+    """Write the rows that are not there yet and return the figures of all; with `config.json` they are written too.
+
+    `fingerprint` stands for the parameters, `tell` hears of every block. All rows of the data are checked before the
+    first is read by the model. Raises UserError; what is written by then stays.
+    """
+    source = Source(config)
+    reader = TextReader(
+        model,
+        window=config.window,
+        overlap=config.overlap,
+        tops=max(config.top, 1),
+        chunk=config.chunk,
+        batch_tokens=config.batch_tokens,
+    )
+    total = sum(1 for _ in source)
+    if not total:
+        raise UserError(f"there is no text in {', '.join(config.data) or config.dataset}.")
+    done = _opened(config, _settings(config, reader, fingerprint, source.fingerprint()))
+    _append(config, model, reader, source, done, total, tell)
+    found = figures(read_counted(config.out))
+    if config.json is not None:
+        _write(config.json, json.dumps({"settings": _read(settings_path(config.out)), **as_json(found)}, indent=2))
+    return found
+
+
+def settings_path(out: Path) -> Path:
+    """Where the settings of a file of rows are."""
+    return out.with_suffix(".settings.json")
+
+
+# ---- reading and writing ----
+
+
+def _append(
+    config: EntropyConfig, model: Loaded, reader: TextReader, source: Source, done: int, total: int, tell: Tell
+) -> None:
+    """The rows from number `done` on."""
+    pieces, read = names(model.tokenizer, model.config.vocab_size), 0
+    tell(done, total, "texts")
+    with config.out.open("a", encoding="utf-8", newline="\n") as file:
+        for begin, block in _blocks(source, config.block):
+            missing = block[max(done - begin, 0) :]
+            if not missing:
+                continue
+            tokens = [_tokens(model, text) for text in block]
+            readings = reader.read([one.ids for one in tokens])
+            for text, one, reading in list(zip(block, tokens, readings, strict=True))[-len(missing) :]:
+                file.write(json_line(row(text, one, reading, pieces, top=config.top)))
+            file.flush()
+            os.fsync(file.fileno())
+            read += sum(len(one.ids) for one in tokens)
+            tell(begin + len(block), total, f"texts  {read:,} tokens")
+
+
+def _blocks(source: Source, size: int) -> Iterator[tuple[int, Sequence[Text]]]:
+    """(number of its first text, its texts) of each block."""
+    texts = iter(source)
+    for begin in itertools.count(0, size):
+        block = list(itertools.islice(texts, size))
+        if not block:
+            return
+        yield begin, block
+
+
+def _tokens(model: Loaded, text: Text) -> Tokens:
+    try:
+        found = tokenized(model.tokenizer, text.content)
+    except UserError as error:
+        raise UserError(f"{text.where}: {error}") from None
+    if max(found.ids, default=0) >= model.config.vocab_size:
+        raise UserError(
+            f"{text.where}: the tokenizer gives id {max(found.ids)}, and the model has {model.config.vocab_size} "
+            "tokens; the checkpoint's tokenizer is another model's."
+        )
+    return found
+
+
+# ---- the settings ----
+
+
+def _settings(config: EntropyConfig, reader: TextReader, fingerprint: str, texts: str) -> dict[str, Any]:
+    told = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    resolved = {"window": reader.window, "overlap": reader.overlap}
+    return {"format": FORMAT, "model": fingerprint, "texts": texts, **told, **resolved}
+
+
+def _opened(config: EntropyConfig, settings: dict[str, Any]) -> int:
+    """How many rows are there already, of these settings. Raises UserError for rows of others."""
+    out, beside = config.out, settings_path(config.out)
+    if out.exists() and not beside.exists():
+        raise UserError(f"{out} exists and this program did not make it (no {beside.name}); give --out another file.")
+    if config.overwrite:
+        out.unlink(missing_ok=True)
+    mend(out)
+    done = _lines(out)
+    if done and (difference := first_difference(_read(beside), settings)):
+        raise UserError(
+            f"{out} holds rows of other settings ({difference}). Give --out another file, or --overwrite to delete "
+            "these."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(beside, json.dumps(settings, indent=2))
+    return done
+
+
+def _lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); give --out another file, or --overwrite to start anew."
+        ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Completely or not at all."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.write_text(text + "\n", encoding="utf-8")
+    os.replace(scratch, path)

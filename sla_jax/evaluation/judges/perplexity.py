@@ -1,0 +1,60 @@
+"""How likely a policy finds answers: the mean log-probability of their tokens, under the chat template.
+
+Texts are tokenized by the judging policy, so answers of any model can be judged by any other one; a policy judging its
+own sampled answers reads the tokens that it would have been trained on. The end of turn counts if the answer ended.
+Details, one number a turn: `perplexity` (exp of minus the score) and `tokens` (how many were counted).
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
+
+from sla_jax.evaluation.judges.protocol import judgement
+from sla_jax.evaluation.rows import Answer, Judgement
+from sla_jax.loading import check_generates, load_model
+from sla_jax.model import forward
+from sla_jax.model.config import ModelConfig
+from sla_jax.model.logprobs import token_logprobs
+from sla_jax.model.policy import Policy
+from sla_jax.scoring.rows import answer_row, check_context, read
+
+CHUNK = 256  # tokens a row whose logits exist at one time
+
+
+class PerplexityJudge:
+    """Mean log p of an answer's tokens, one value a turn; a turn without text is judged at the prompt's last token."""
+
+    def __init__(self, checkpoint: str | Path):
+        self.model = load_model(Path(checkpoint), generates=False)
+        check_generates(self.model.config)
+        self._logprobs = jax.jit(_logprobs, static_argnums=0)
+
+    def score(self, answers: Sequence[Answer]) -> list[Judgement]:
+        """One judgement an answer. Raises UserError if one is longer than the policy's context."""
+        rows = [answer_row(self.model, candidate) for answer in answers for candidate in answer.candidates()]
+        check_context(self.model, rows)
+        config, policy = self.model.config, self.model.policy
+        found = iter(read(rows, lambda tokens: self._logprobs(config, policy, tokens)))
+        judged = []
+        for answer in answers:
+            values = [next(found) for _ in answer.turns]
+            means = [float(one.mean()) for one in values]
+            details = {"perplexity": [_perplexity(mean) for mean in means], "tokens": [len(one) for one in values]}
+            judged.append(judgement(answer, means, details))
+        return judged
+
+
+def _perplexity(mean: float) -> float:
+    """exp(−mean); NaN stays NaN, and what no float holds is the largest one."""
+    return math.exp(min(-mean, 700.0)) if mean == mean else mean
+
+
+def _logprobs(config: ModelConfig, policy: Policy, tokens: Int[Array, "B T"]) -> Float32[Array, "B T"]:
+    """log p of every token given those before it; 0 for the first one, which has none before it."""
+    hidden = forward.trunk(policy, config, tokens).hidden
+    found = token_logprobs(policy, hidden[:, :-1], tokens[:, 1:], chunk=CHUNK)
+    return jnp.pad(found, ((0, 0), (1, 0)))

@@ -1,0 +1,200 @@
+"""`eval.py judge`: every judge on every method's answers, into OUT/judgements, as often as it takes.
+
+OUT/judgements/JUDGE/judge.json                               kind, label, what its judgements depend on
+OUT/judgements/JUDGE/BENCHMARK/METHOD.jsonl                   {id, scores, score, details}
+OUT/judgements/JUDGE/BENCHMARK/METHOD.vs.BASELINE.jsonl       {id, baseline, winner, details} of judges of pairs
+
+Answers already judged are skipped; other settings of a judge of the same name, or answers of other settings, are
+refused by the first difference. A number that is none stops the judge with the line of the answer and the field, after
+all that it said has been written.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sla_jax.checkpoint import store
+from sla_jax.errors import UserError, nearest
+from sla_jax.evaluation.generate import read_settings
+from sla_jax.evaluation.judges import alpaca
+from sla_jax.evaluation.judges.config import JudgeConfig, JudgeRun
+from sla_jax.evaluation.judges.journal import Journal
+from sla_jax.evaluation.judges.make import make_judge
+from sla_jax.evaluation.judges.protocol import Judge, PairJudge, not_finite
+from sla_jax.evaluation.rows import ANSWERS, Answer, check_ids, json_line, judgement_line, read_answers, write_whole
+from sla_jax.evaluation.settings import VERSUS, first_difference, joined
+from sla_jax.progress import bar
+
+JUDGEMENTS, DESCRIPTION = "judgements", "judge.json"
+Make = Callable[[JudgeConfig], Judge | PairJudge]
+
+
+class Task(NamedTuple):
+    """One method's answers to one benchmark, and where a judge's word on them goes."""
+
+    source: Path
+    answers: list[Answer]
+    baseline: list[Answer] | None  # of a judge of pairs
+    journal: Journal
+
+
+def run_judges(run: JudgeRun, make: Make = make_judge) -> list[str]:
+    """Judge what is not judged yet; returns a line a judge. Raises UserError; what was judged before is on disk."""
+    out = Path(run.out)
+    settings, files = read_settings(out), answer_files(out, run.methods)
+    said = []
+    for config in run.judges:
+        folder = out / JUDGEMENTS / config.folder
+        mine = [path for path in files if config.judges(path.parent.name) and path.stem != config.baseline]
+        if not mine:
+            sets = sorted({path.parent.name for path in files})
+            raise UserError(f"the judge {config.folder!r} has no answers to judge; the run's sets: {', '.join(sets)}.")
+        describe(folder, config, settings)
+        tasks = [_task(config, path, folder) for path in mine]
+        if config.kind == "alpaca_eval":
+            said += [line for task in tasks for line in _exchange(config, task)]
+            continue
+        todo, total = (sum(count(task) for task in tasks) for count in (_missing, _all))
+        judge = make(config) if todo else None
+        done = total - todo
+        with bar(config.folder) as tell:
+            for task in tasks:
+                for judged in _judge(judge, task, run.batch) if judge is not None else ():
+                    done += judged
+                    tell(done, total, f"{task.source.stem} on {task.source.parent.name}")
+                task.journal.settle()
+        said.append(f"{config.folder} ({config.said}): {todo} judged now, {total} in all")
+    return said
+
+
+def _exchange(config: JudgeConfig, task: Task) -> list[str]:
+    """Write what alpaca_eval's CLI reads, or take what it has said; a line that says which."""
+    assert task.baseline is not None, "a judge of pairs has a baseline"
+    folder = task.journal.path.with_suffix("")
+    words = alpaca.write_pair(folder, task.answers, task.baseline)
+    annotations = alpaca.annotations_in(folder)
+    if annotations is None:
+        return [f"{config.folder}: now run {shlex.join(words)} --annotators_config NAME, then this again"]
+    found = alpaca.read_annotations(annotations, task.answers, task.baseline)
+    write_whole(task.journal.path, "".join(json_line(one._asdict()) for one in found))
+    return [f"{config.folder} ({config.said}): {len(found)} judgements taken from {annotations}"]
+
+
+def answer_files(out: Path, methods: Sequence[str]) -> list[Path]:
+    """The files of answers, by benchmark and method. Raises UserError if a method has none."""
+    files = sorted((out / ANSWERS).glob("*/*.jsonl"))
+    known = sorted({path.stem for path in files})
+    if not files:
+        raise UserError(f"there are no answers under {out / ANSWERS}; `eval.py generate` writes them.")
+    for name in methods:
+        if name not in known:
+            raise UserError(f"no answers by the method {name!r}; methods: {', '.join(known)}.{nearest(name, known)}")
+    return [path for path in files if path.stem in (methods or known)]
+
+
+def describe(folder: Path, config: JudgeConfig, answers: dict[str, Any]) -> None:
+    """Write judge.json, or check it. Raises UserError for judgements of other settings or of other answers."""
+    path, settings = folder / DESCRIPTION, config.settings() | _digests(config)
+    if path.exists():
+        old = _read(path)
+        for what, before, now in (("judge", old["settings"], settings), ("answers", old["answers"], answers)):
+            if difference := first_difference(before, now):
+                raise UserError(
+                    f"{folder} holds judgements of other settings of the {what} ({difference}). Give the judge another "
+                    "name, or delete the folder to judge anew."
+                )
+        answers = joined(old["answers"], answers)
+    new = {"kind": config.kind, "label": config.said, "settings": settings, "answers": answers}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    for name in ("settings", "answers"):
+        if not isinstance(found, dict) or not isinstance(found.get(name), dict):
+            raise UserError(f"{path}: {name!r} is no object; delete the folder to judge anew.")
+    return dict(found)
+
+
+def _digests(config: JudgeConfig) -> dict[str, str]:
+    """What stands for a checkpoint's contents: its marker, written anew at every import and after every training."""
+    directory = config.checkpoint or (config.scorer.checkpoint if config.scorer else None)
+    if directory is None:
+        return {}
+    marker = Path(directory) / store.MARKER
+    store.info(Path(directory))  # a directory that is none is refused by name
+    return {"checkpoint_sha256": hashlib.sha256(marker.read_bytes()).hexdigest()}
+
+
+def _task(config: JudgeConfig, path: Path, folder: Path) -> Task:
+    answers, baseline, name = read_answers(path), None, path.stem
+    ids = [answer.id for answer in answers]
+    if config.baseline is not None:
+        other = path.with_stem(config.baseline)
+        baseline, name = read_answers(other), f"{path.stem}{VERSUS}{config.baseline}"
+        check_ids(path, ids, other, [answer.id for answer in baseline])
+    return Task(path, answers, baseline, Journal(folder / path.parent.name / f"{name}.jsonl", path, ids))
+
+
+def _missing(task: Task) -> int:
+    return len(task.journal.missing())
+
+
+def _all(task: Task) -> int:
+    return len(task.answers)
+
+
+def _judge(judge: Judge | PairJudge, task: Task, batch: int) -> Iterator[int]:
+    """Judge what is missing; yields how many have been, each time some have."""
+    missing = task.journal.missing()
+    size = batch if isinstance(judge, Judge) else 1  # a pair costs requests: each is written as soon as it is judged
+    for begin in range(0, len(missing), size):
+        numbers = missing[begin : begin + size]
+        if isinstance(judge, Judge):
+            _score(judge, task, numbers)
+        else:
+            _compare(judge, task, numbers[0])
+        yield len(numbers)
+
+
+def _score(judge: Judge, task: Task, numbers: Sequence[int]) -> None:
+    """Judge a batch, or one by one if the judge refuses it, so that the line at fault can be named."""
+    answers = [task.answers[number] for number in numbers]
+    try:
+        judged = judge.score(answers)
+    except UserError as error:
+        if len(numbers) == 1:
+            raise UserError(f"{_line(task, numbers[0])}: {error}") from None
+        for number in numbers:
+            _score(judge, task, [number])
+        return
+    assert [one.id for one in judged] == [answer.id for answer in answers], "one judgement an answer, in order"
+    faults = [not_finite(one) for one in judged]
+    task.journal.append((one.id, judgement_line(one)) for one, fault in zip(judged, faults, strict=True) if not fault)
+    for number, one, fault in zip(numbers, judged, faults, strict=True):
+        if fault:
+            raise UserError(
+                f"{_line(task, number)}: the judge gave {one.id!r} no finite number ({fault} of its judgement, scores "
+                f"{list(one.scores)}). The others are written to {task.journal.path}; run it again after the cause is "
+                "mended."
+            )
+
+
+def _compare(judge: PairJudge, task: Task, number: int) -> None:
+    assert task.baseline is not None, "a judge of pairs has a baseline"
+    try:
+        found = judge.compare(task.answers[number], task.baseline[number])
+    except UserError as error:
+        raise UserError(f"{_line(task, number)}: {error}") from None
+    task.journal.append([(found.id, json_line(found._asdict()))])
+
+
+def _line(task: Task, number: int) -> str:
+    return f"{task.source}, line {number + 1}"

@@ -1,0 +1,1 @@
+"""What `eval.py report` does: from answers and judgements to tables, plots and pages."""

@@ -1,0 +1,111 @@
+"""Pictures as data, and drawn by matplotlib (the extra `eval`) as SVG and PNG, the same bytes every time."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sla_jax.errors import UserError
+from sla_jax.evaluation.report.statistics import Estimate
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by everyone
+MARKS = "osD^vPX"
+COLUMNS = 3  # of panels
+HEIGHT, WIDTH = 3.6, 4.8  # inches, of a panel
+
+
+class Point(NamedTuple):
+    """One mark, with its interval upwards and downwards."""
+
+    x: float
+    y: Estimate
+    label: str = ""
+
+
+class Series(NamedTuple):
+    """Marks of one colour, joined by a line if `joined`."""
+
+    name: str
+    points: tuple[Point, ...]
+    joined: bool = False
+
+
+class Panel(NamedTuple):
+    """One set of axes."""
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    log: bool = False
+
+
+class Picture(NamedTuple):
+    """`name` is its files'; `alt` says in a sentence what there is to see."""
+
+    name: str
+    title: str
+    alt: str
+    panels: tuple[Panel, ...]
+
+
+def draw(picture: Picture, folder: Path) -> Path:
+    """Write FOLDER/NAME.svg and .png; the path of the PNG. Raises UserError without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("plots take matplotlib: pip install 'sla-jax[eval]'.") from None
+    columns = min(COLUMNS, len(picture.panels))
+    rows = math.ceil(len(picture.panels) / columns)
+    with matplotlib.rc_context({"svg.hashsalt": picture.name, "font.size": 9.0}):
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(picture.title)
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, panel in zip(grid, picture.panels, strict=False):
+            _panel(axes, panel)
+        for axes in grid[len(picture.panels) :]:
+            axes.set_visible(False)
+        figure.savefig(folder / f"{picture.name}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{picture.name}.png", dpi=110, metadata={"Software": None})
+    return folder / f"{picture.name}.png"
+
+
+def _panel(axes: Any, panel: Panel) -> None:
+    if panel.log:
+        axes.set_xscale("log")
+    for number, series in enumerate(panel.series):
+        _series(axes, series, [point for point in series.points if shown(point, panel.log)], number)
+    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.15, y=0.15)
+    if len(panel.series) > 1:
+        axes.legend(fontsize=8)
+
+
+def shown(point: Point, log: bool) -> bool:
+    """Whether a mark has a place on the axes."""
+    return math.isfinite(point.x) and math.isfinite(point.y.value) and (point.x > 0 or not log)
+
+
+def _series(axes: Any, series: Series, points: Sequence[Point], number: int) -> None:
+    errors = [[_arm(one.y.value - one.y.low) for one in points], [_arm(one.y.high - one.y.value) for one in points]]
+    axes.errorbar(
+        [point.x for point in points],
+        [point.y.value for point in points],
+        yerr=errors,
+        fmt=MARKS[number % len(MARKS)],
+        linestyle="-" if series.joined else "none",
+        color=COLOURS[number % len(COLOURS)],
+        capsize=2,
+        markersize=4,
+        label=series.name,
+    )
+    for point in points:
+        axes.annotate(point.label, (point.x, point.y.value), (5, 3), textcoords="offset points", fontsize=7)
+
+
+def _arm(length: float) -> float:
+    return max(0.0, length) if math.isfinite(length) else 0.0

@@ -1,0 +1,88 @@
+"""Votes and pass@k by search-and-learn's formulas, and when two answers are the same."""
+
+from fractions import Fraction
+from itertools import combinations
+
+import pytest
+
+from sla_jax.evaluation.report.equivalence import Equivalence
+from sla_jax.evaluation.report.voting import VOTES, classes, majority, naive, pass_at_k, powers, weighted
+
+GROUPS, SCORES = [0, 1, 1, 2], [0.9, 0.5, 0.45, 0.1]
+
+
+@pytest.mark.parametrize(("k", "winners"), [(1, (0, 0, 0)), (2, (0, 0, 0)), (3, (0, 1, 1)), (4, (0, 1, 1))])
+def test_votes_at_k(k: int, winners: tuple[int, int, int]):
+    assert tuple(vote(GROUPS[:k], SCORES[:k]) for vote in VOTES.values()) == winners
+    assert list(VOTES) == ["naive", "weighted", "majority"]
+
+
+def test_ties_go_to_what_came_first():
+    assert naive([3, 1], [0.5, 0.5]) == 3
+    assert weighted([2, 0, 0], [0.5, 0.25, 0.25]) == 2
+    assert majority([4, 1, 1, 4], [0.0, 1.0, 1.0, 0.0]) == 4
+
+
+@pytest.mark.parametrize(("n", "right", "k", "value"), [(4, 1, 2, 0.5), (5, 2, 3, 0.9), (5, 3, 3, 1.0), (4, 0, 4, 0.0)])
+def test_pass_at_k(n: int, right: int, k: int, value: float):
+    assert pass_at_k(n, right, k) == pytest.approx(value)
+
+
+def test_pass_at_k_is_the_share_of_all_choices_of_k():
+    for n in range(1, 8):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                some = [any(one < right for one in chosen) for chosen in combinations(range(n), k)]
+                assert pass_at_k(n, right, k) == pytest.approx(float(Fraction(sum(some), len(some))))
+
+
+def test_powers_of_two():
+    assert powers(1) == [1] and powers(8) == [1, 2, 4, 8] and powers(10) == [1, 2, 4, 8] and powers(0) == []
+
+
+def test_classes_are_numbered_as_they_are_seen():
+    assert classes(["a", "b", "A", "c", "B", "a"], lambda one, two: one.lower() == two.lower()) == [0, 1, 0, 2, 1, 0]
+    assert classes(["", "x", ""], lambda one, two: False) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "right"),
+    [
+        (r"\frac{3}{4}", r"So the answer is $\boxed{0.75}$.", True),
+        (r"\frac{3}{4}", r"So the answer is $\boxed{\frac{6}{8}}$.", True),
+        (r"\frac{3}{4}", r"So the answer is $\boxed{\frac{4}{3}}$.", False),
+        ("x^2 + 2x + 1", r"It is $\boxed{(x+1)^2}$.", True),
+        ("3 * 4 = <<3*4=12>>12\n#### 1,012", "That makes 1012 pens.", True),
+        ("12", "I do not know.", False),
+    ],
+)
+def test_answers_are_compared_as_mathematics(reference: str, text: str, right: bool):
+    pytest.importorskip("math_verify")
+    equivalence = Equivalence()
+    assert equivalence.same(equivalence.reference(reference), equivalence.final(text)) is right
+
+
+def test_equal_answers_share_a_class_and_no_answer_is_one_of_its_own():
+    pytest.importorskip("math_verify")
+    equivalence = Equivalence()
+    texts = [r"$\boxed{\frac{1}{2}}$", "no idea", r"$\boxed{0.5}$", "none", r"$\boxed{2}$"]
+    assert classes([equivalence.final(text) for text in texts], equivalence.same) == [0, 1, 0, 1, 2]
+
+
+def test_what_takes_too_long_is_not_equal():
+    math_verify = pytest.importorskip("math_verify")
+    asked = []
+
+    class Slow:
+        parse = staticmethod(math_verify.parse)
+
+        @staticmethod
+        def verify(gold, answer, *, timeout_seconds):
+            asked.append(timeout_seconds)
+            return False
+
+    equivalence = Equivalence(timeout=2)
+    equivalence._library = Slow
+    one, two = equivalence.final(r"$\boxed{1}$"), equivalence.final(r"$\boxed{2}$")
+    assert not equivalence.same(one, two) and not equivalence.same(one, two)
+    assert asked == [2]
