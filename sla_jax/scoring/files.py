@@ -1,4 +1,4 @@
-"""Rows of JSON files, plain or gzipped, with the place of each."""
+"""Rows of JSON files, plain or gzipped, with the place of each; and the splits of a data set."""
 
 import gzip
 import json
@@ -31,6 +31,23 @@ def read_rows(name: str | Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", _json(line, f"{path}, line {number}")
+
+
+def load_splits(name: str, subset: str | None, split: str | None, otherwise: str) -> dict[str, Any]:
+    """The splits of a data set that the `datasets` library loads, by name: one, or with None all of them.
+
+    Raises UserError; `otherwise` says how its rows can be given without a connection."""
+    import datasets
+
+    try:
+        found = datasets.load_dataset(name, subset, split=split)
+    except Exception as error:  # the library raises a dozen unrelated types: connection, not found, bad config …
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"the data set {name!r} (subset {subset}, split {split or 'all'}) cannot be loaded: {reason} If this "
+            f"machine is offline, download it elsewhere and {otherwise}."
+        ) from error
+    return dict(found) if split is None else {split: found}
 
 
 def _json(text: str, where: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.scoring.files import load_splits
 from sla_jax.training.data_config import DataConfig, SourceConfig
 from sla_jax.training.rows import BadRow
 
@@ -81,21 +82,11 @@ def _generated(count: int, seed: int) -> Numbered:
 
 def _dataset(name: str, subset: str | None, wanted: tuple[str | None, str | None], part: int) -> list[Source]:
     """Splits of a data set: the one to train on (or all) and the one to hold out."""
-    import datasets
-
     train, heldout = wanted
     names = [train] if heldout is None or train is None else [train, heldout]
     sources = []
     for split in names:
-        try:
-            found = datasets.load_dataset(name, subset, split=split)
-        except Exception as error:  # the library raises a dozen unrelated types: connection, not found, bad config …
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"the data set {name!r} (subset {subset}, split {split or 'all'}) cannot be loaded: {reason} If this "
-                "machine is offline, download it elsewhere and pass its files with --data.files, or fill its cache."
-            ) from error
-        tables = found if split is None else {split: found}
+        tables = load_splits(name, subset, split, "pass its files with --data.files, or fill its cache")
         for key, table in tables.items():
             place = f"data set {name}, {key} row"
             sources.append(Source(place, f"data set {table._fingerprint}", str(key), train, part, _rows_of(table)))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.entropy.config import EntropyConfig
 from sla_jax.scoring.files import SUFFIXES as ROWS
-from sla_jax.scoring.files import read_rows
+from sla_jax.scoring.files import load_splits, read_rows
 
 PLAIN = (".txt", ".txt.gz")
 LINES = (".jsonl", ".jsonl.gz")
@@ -37,7 +37,9 @@ class Source:
 
     def __init__(self, config: EntropyConfig):
         self._config = config
-        self._tables = {} if config.dataset is None else _tables(config.dataset, config.subset, config.split)
+        otherwise = "give its files with --data, or fill its cache"
+        named = None if config.dataset is None else (config.dataset, config.subset, config.split)
+        self._tables = {} if named is None else load_splits(*named, otherwise)
         for name in config.data:
             _check_file(Path(name))
 
@@ -124,21 +126,6 @@ def _check_file(path: Path) -> None:
         raise UserError(f"there is no file of texts {path}.{nearest(path.name, beside)}")
     if not path.name.endswith(ROWS + PLAIN):
         raise UserError(f"{path} is not a kind of file that is read; these are: {', '.join(ROWS + PLAIN)}.")
-
-
-def _tables(name: str, subset: str | None, split: str | None) -> dict[str, Any]:
-    """The splits of a data set, by name."""
-    import datasets
-
-    try:
-        found = datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # the library raises a dozen unrelated types: connection, not found, bad config …
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the data set {name!r} (subset {subset}, split {split or 'all'}) cannot be loaded: {reason} If this "
-            "machine is offline, download it elsewhere and give its files with --data, or fill its cache."
-        ) from error
-    return dict(found) if split is None else {split: found}
 
 
 def _text(row: Any, field: str, where: str, identity: str) -> Text:
