@@ -59,7 +59,7 @@ class Search:
     logprob_weight: float | None = None
     """sla: add so many times the mean log-probability to a leaf's score."""
     token_weight: float | None = None
-    """sla, with --search.budget: what the next token's log-probability counts beside a leaf's score (1)."""
+    """sla, with --search.budget: what the next token's log-probability counts beside a leaf's score (0)."""
     beams: int | None = None
     """beam: running answers (4)."""
     length_penalty: float | None = None

@@ -19,17 +19,14 @@ SMALL, LARGE = {"width": 2, "chunk": 10, "depth": 2}, {"width": 4, "chunk": 8, "
 SEARCHES: tuple[dict[str, Any], ...] = (
     SMALL,
     {**SMALL, "budget": 4},
-    {**SMALL, "budget": 4, "token_weight": 0.1},
-    {**SMALL, "budget": 4, "token_weight": 0.0},
+    {**SMALL, "budget": 4, "token_weight": 1.0},
     {**SMALL, "budget": 3},
-    {**SMALL, "budget": 3, "token_weight": 0.1},
-    {**SMALL, "budget": 3, "token_weight": 0.0},
-    {**SMALL, "budget": 2, "token_weight": 0.0},
+    {**SMALL, "budget": 3, "token_weight": 1.0},
+    {**SMALL, "budget": 2},
     {**SMALL, "branch_above": 1.5},
     LARGE,
-    {**LARGE, "budget": 32, "token_weight": 0.1},
-    {**LARGE, "budget": 21, "token_weight": 0.1},
-    {**LARGE, "budget": 21, "token_weight": 0.0},
+    {**LARGE, "budget": 32},
+    {**LARGE, "budget": 21},
 )
 
 

@@ -53,7 +53,7 @@ class Settings:
     early: bool = True  # commit as soon as no other branch can win: the same text, in fewer and larger rounds
     early_margin: float | None = None  # commit as soon as a branch leads by more than this
     budget: int | None = None  # leaves at most: the best pairs of leaf and token
-    token_weight: float = 1.0  # of the token's log-probability in what a pair is worth
+    token_weight: float = 0.0  # of the token's log-probability in what a pair is worth
     branch_above: float = 0.0  # branch only where the next token's entropy is at least this
     end_above: float | None = None  # a chunk of at least `least` tokens ends where it is at least this
     least: int = 1

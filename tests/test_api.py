@@ -45,7 +45,8 @@ def test_served_rewards_are_the_rewards_of_one_forward_pass(model, search):
     ids = [token for chunk in chunks for token in chunk.token_ids]
     served = [reward for chunk in chunks for reward in chunk.rewards]
     trained = model.token_rewards(model.prompt_ids(MESSAGES), ids)
-    np.testing.assert_allclose(served, trained, atol=1e-4)
+    # float32 sums of large terms that cancel: what is lost is a part of the largest reward, not of each
+    np.testing.assert_allclose(served, trained, rtol=0, atol=1e-5 * np.abs(trained).max())
     if isinstance(search, sla_jax.SLA):
         np.testing.assert_allclose(chunks[-1].score, np.mean(trained), atol=1e-4)
 

@@ -54,8 +54,8 @@ class SLA:
     """Commit before the tree is full what leads by this much mean reward; None never departs from the search."""
     budget: int | None = None
     """Lanes at most; the best pairs of leaf and token get them. None: width^(depth+1), which is never too few."""
-    token_weight: float = 1.0
-    """With a budget: a pair's worth is the leaf's score + so many times the token's log-probability; 0: the score."""
+    token_weight: float = 0.0
+    """With a budget: a pair is worth the leaf's score + so many times the token's log-probability."""
     branch_above: float = 0.0
     """Branch a leaf only where the policy is at least this uncertain of the next token; 0 always branches."""
     end_above: float | None = None

@@ -20,7 +20,7 @@ from tests.toys import Row
 KNOBS: list[dict[str, Any]] = [
     {"budget": 1},
     {"budget": 3},
-    {"budget": 3, "token_weight": 0.1137},
+    {"budget": 3, "token_weight": 1.0137},
     {"branch_above": 0.9137},
     {"behind": 0.3137},
     {"end_above": 0.9137, "least": 1},
