@@ -134,8 +134,8 @@ def _chosen(config: BenchmarkConfig, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _asked(config: BenchmarkConfig, prompt: Prompt) -> Prompt:
-    """Under the template, behind the system message."""
-    turns = tuple(config.template.replace("{prompt}", turn) for turn in prompt.turns)
+    """As many turns as wanted, under the template, behind the system message."""
+    turns = tuple(config.template.replace("{prompt}", turn) for turn in prompt.turns[: config.turns])
     head: tuple[Message, ...] = () if config.system is None else ({"role": "system", "content": config.system},)
     return prompt._replace(turns=turns, history=(*head, *prompt.history))
 

@@ -48,6 +48,8 @@ class BenchmarkConfig:
     """Only so many prompts: those with the smallest md5 of "limit:" + prompt, in the order of the file."""
     exclude: tuple[str, ...] = ()
     """Ids of prompts to leave out."""
+    turns: int | None = None
+    """Only so many turns of every prompt, from the first."""
     template: str = "{prompt}"
     """What is asked in every turn; {prompt} stands for the prompt."""
     system: str | None = None
@@ -62,7 +64,7 @@ class BenchmarkConfig:
             raise UserError(f"{where} has a subset, which belongs to a hub name; leave it out.")
         if self.references is not None and self.kind != "mt_bench":
             raise UserError(f"{where} has references, which belong to the layout mt_bench; its layout is {self.kind}.")
-        for name, low in (("fold", 2), ("limit", 1)):
+        for name, low in (("fold", 2), ("limit", 1), ("turns", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"{where} has {name}={value}; it has to be at least {low}.")

@@ -89,6 +89,12 @@ def test_splits_folds_limits_and_exclusions_leave_their_rows_in_order(tmp_path):
     assert len({load(tmp_path, rows, limit=limit).digest for limit in (5, 6)}) == 2
 
 
+def test_turns_beyond_those_wanted_are_not_asked(tmp_path):
+    rows = [{"turns": ["a", "b"]}, {"turns": ["c"]}]
+    assert [one.turns for one in load(tmp_path, rows).prompts] == [("a", "b"), ("c",)]
+    assert [one.turns for one in load(tmp_path, rows, turns=1).prompts] == [("a",), ("c",)]
+
+
 def test_zipped_arrays_are_read(tmp_path):
     path = tmp_path / "math.json.gz"
     path.write_bytes(gzip.compress(json.dumps([MATH]).encode()))
@@ -145,6 +151,7 @@ def test_what_cannot_be_chosen_is_an_error(tmp_path, rows, config, says):
         ({"file": "a", "subset": "b"}, "which belongs to a hub name"),
         ({"file": "a", "references": "b"}, "belong to the layout mt_bench; its layout is any"),
         ({"file": "a", "limit": 0}, "limit=0; it has to be at least 1"),
+        ({"file": "a", "turns": 0}, "turns=0; it has to be at least 1"),
         ({"file": "a", "template": "no place"}, "{prompt} has to stand in it"),
         ({"file": "a", "name": "a/b"}, "names are files"),
         ({"file": "a", "name": "a.vs.b"}, "names are files"),

@@ -179,6 +179,20 @@ def test_a_page_of_the_docs(made: Report, tmp_path: Path):
         replace(tmp_path / "none.md", "small", "new")
 
 
+def test_pictures_of_a_page(run_folder: Path, tmp_path: Path):
+    page, name = tmp_path / "results.md", "over-optimization"
+    page.write_text("<!-- begin small -->\n<!-- end small -->\n")
+    report(config(run_folder, page=page, pictures=(name,)))
+    copy = tmp_path / "results" / f"small-{name}.svg"
+    assert copy.read_bytes() == (run_folder / "report" / f"{name}.svg").read_bytes()
+    assert f"](results/small-{name}.svg)\n\n- Model: name toy" in page.read_text(encoding="utf-8")
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+    with pytest.raises(UserError, match=f"no picture 'over-optimisation'.*Did you mean '{name}'"):
+        report(config(run_folder, page=page, pictures=("over-optimisation",)))
+    with pytest.raises(UserError, match="--pictures are those of a page"):
+        config(run_folder, pictures=(name,))
+
+
 def test_without_judges_there_are_costs(tmp_path: Path):
     folder = write_run(tmp_path / "bare")
     shutil.rmtree(folder / "judgements")

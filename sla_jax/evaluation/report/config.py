@@ -33,11 +33,16 @@ class ReportConfig:
     page: Path | None = None
     """Also replace what stands in this Markdown page between the comments "begin NAME" and "end NAME", NAME being the
     last part of OUT."""
+    pictures: tuple[str, ...] = ()
+    """Pictures to show on that page too, by the names of their files in OUT/report, without .svg: they are copied into
+    a folder beside it."""
 
     def __post_init__(self) -> None:
         for name, low in (("resamples", 100), ("timeout", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"--{name} {getattr(self, name)} is out of range; it has to be at least {low}.")
+        if self.pictures and self.page is None:
+            raise UserError("--pictures are those of a page, and none is given; OUT/report has every picture anyway.")
         for method, count in self.devices.items():
             if count < 1:
                 raise UserError(f"--devices says {count} for {method}; it has to be at least 1.")

@@ -4,10 +4,12 @@ OUT/report/report.md, TABLE.csv, PICTURE.svg and .png, index.html (self-containe
 same bytes. What the run has no data for (no candidates, no rewards, no second judge) is left out and named.
 """
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.judges.config import PROXY
 from sla_jax.evaluation.report import arrays, comparing, measuring, page, pictures
 from sla_jax.evaluation.report.config import ReportConfig
@@ -34,6 +36,7 @@ class Report(NamedTuple):
 def report(config: ReportConfig) -> Path:
     """Write OUT/report; the path of its index.html. Raises UserError."""
     made = compute(gather(config.out, config.baseline), config)
+    wanted = chosen(made.pictures, config.pictures)
     folder = config.out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     files = {one.name: draw(one, folder) for one in made.pictures}
@@ -44,7 +47,7 @@ def report(config: ReportConfig) -> Path:
     whole = page.html(made.title, made.about, made.tables, made.pictures, files)
     (folder / "index.html").write_text(whole, encoding="utf-8")
     if config.page is not None:
-        replace(config.page, config.out.resolve().name, tables_markdown(made))
+        put_on_page(config.page, config.out.resolve().name, made, wanted, folder)
     return folder / "index.html"
 
 
@@ -128,6 +131,25 @@ def as_markdown(made: Report) -> str:
     """The whole page, with its pictures."""
     shown = "\n\n".join(f"![{one.alt}]({one.name}.svg)" for one in made.pictures)
     return f"# {made.title}\n\n{tables_markdown(made)}\n{shown}\n"
+
+
+def chosen(pictures: Sequence[Picture], names: Sequence[str]) -> list[Picture]:
+    """The pictures of these names, in their order. Raises UserError for a name that none has."""
+    known = {one.name: one for one in pictures}
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no picture {name!r}; this report has {', '.join(known)}.{nearest(name, known)}")
+    return [known[name] for name in names]
+
+
+def put_on_page(page: Path, name: str, made: Report, pictures: Sequence[Picture], folder: Path) -> None:
+    """Tables, and pictures copied to PAGE without its ending / NAME-PICTURE.svg; errors as of `replace`."""
+    beside = page.with_suffix("")
+    shown = [f"![{one.alt}]({beside.name}/{name}-{one.name}.svg)" for one in pictures]
+    replace(page, name, "\n\n".join([*shown, tables_markdown(made)]))
+    for one in pictures:
+        beside.mkdir(exist_ok=True)
+        shutil.copyfile(folder / f"{one.name}.svg", beside / f"{name}-{one.name}.svg")
 
 
 def replace(path: Path, name: str, text: str) -> None:

@@ -140,7 +140,7 @@ function edge(node, rows) {
 function summaryOf(tree) {
   const counts = Object.entries(tree.counts()).map(([state, count]) => `${count} ${SHOWN[state]}`);
   const lanes = tree.leaves.filter((leaf) => leaf.kept).length;
-  const said = `${tree.committed} tokens committed, ${lanes} lanes alive`;
+  const said = `${tree.committed} tokens committed, ${lanes} ${lanes === 1 ? "lane" : "lanes"} alive`;
   return `round ${tree.rounds}: ${said}; branches: ${counts.join(", ")}`;
 }
 
