@@ -24,7 +24,7 @@ from sla_jax.decode.dvts import DVTS, boxed
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.measures import needs_rewards
 from sla_jax.decode.memory import fitted, free_bytes
-from sla_jax.decode.methods import Decoder, Pools, Steppers
+from sla_jax.decode.methods import Decoder, Pools, Steppers, useless_option
 from sla_jax.decode.pool_program import PoolProgram
 from sla_jax.decode.program import Program, bucket, check_biases, check_prompt
 from sla_jax.decode.sampling import Sampling
@@ -106,22 +106,21 @@ class LanguageModel:
         """
         decoder = fitted(search or Greedy(), self.kv_bytes(1), free_bytes())
         ids = self.prompt_ids(prompt)
+        if useless := useless_option(decoder, sampling):
+            raise UserError(useless[1])
+        if scorer is not None and not isinstance(decoder, Pools | Steppers):
+            raise UserError("a scorer ranks candidates; it goes with BestOfN, SpeculativeRejection, StepBeam and DVTS.")
         if isinstance(decoder, Greedy | SLA):
-            if scorer is not None:
-                raise UserError(
-                    "a scorer ranks candidates; it goes with BestOfN, SpeculativeRejection, StepBeam and DVTS."
-                )
             return self._trees(ids, decoder, max_tokens, sampling, return_tree)
         if return_tree:
             raise UserError(
                 "a tree is grown by Greedy and SLA; the candidates of whole answers come in `ended` anyway."
             )
         if isinstance(decoder, BeamSearch):
-            check_beam(sampling, scorer)
             self._check(ids, max_tokens, sampling)
             return self._whole(self._beam_program.stream(self.policy, decoder, [ids], max_tokens, self.end_tokens), ids)
         judge = None if scorer is None else Judge(scorer, messages_of(prompt), self.tokenizer)
-        self._check_pool(decoder, sampling, judge)
+        self._check_pool(decoder, judge)
         self._check(ids, max_tokens, sampling)
         common = (max_tokens, self.end_tokens, [sampling], judge)
         if isinstance(decoder, Steppers):
@@ -274,9 +273,7 @@ class LanguageModel:
         check_prompt(ids, limit, context=self.config.max_positions, vocabulary=self.config.vocab_size)
         check_biases(sampling, vocabulary=self.config.vocab_size)
 
-    def _check_pool(self, decoder: Pools | Steppers, sampling: Sampling, judge: Judge | None) -> None:
-        if decoder.n > 1 and sampling.temperature == 0:
-            raise UserError(f"at temperature 0 all n={decoder.n} candidates are the same; give a temperature above 0.")
+    def _check_pool(self, decoder: Pools | Steppers, judge: Judge | None) -> None:
         if judge is None and isinstance(decoder, Steppers) and decoder.aggregate == "prod":
             raise UserError(
                 f"aggregate 'prod' multiplies probabilities, and the score {decoder.score!r} gives none; use last, min "
@@ -294,12 +291,6 @@ class LanguageModel:
                 f"{what} needs a reward channel and this checkpoint has none; train one with train.py, or attach one "
                 "with `python convert.py import SRC DST --channel FILE`."
             )
-
-
-def check_beam(sampling: Sampling, scorer: Scorer | None) -> None:
-    """Raise UserError for what beam search has no use for."""
-    if sampling != GREEDY or scorer is not None:
-        raise UserError("beam search looks for the most probable answer; it takes no sampling options and no scorer.")
 
 
 class Clock:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.monitoring
 import numpy as np
 
@@ -52,6 +53,7 @@ class Local:
         for method in methods:
             self._check_method(method)
         self.scorers = {one.name: make_scorer(one.scorer) for one in methods if one.scorer is not None}
+        self._last = ""
 
     def check(self, ask: Ask) -> None:
         """Raise UserError for a conversation that the context does not hold."""
@@ -60,7 +62,12 @@ class Local:
         check_prompt(ids, ask.max_tokens, context=config.max_positions, vocabulary=config.vocab_size)
 
     def answer(self, ask: Ask) -> Reply:
-        """The answer, in seconds without compilation."""
+        """The answer, in seconds without compilation. What was compiled for the method before is dropped: a process
+        has room for some hundred programs (of Linux: vm.max_map_count), and every method has one a bucket.
+        """
+        if ask.method.name != self._last:
+            jax.clear_caches()
+            self._last = ask.method.name
         with compilations() as seen:
             reply = self._answer(ask)
         return self._answer(ask) if seen else reply

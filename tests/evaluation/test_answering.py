@@ -1,5 +1,6 @@
 """Who answers: a model in this process, through every decoder's one door; and a server, as it is and as it fails."""
 
+import gc
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import sla_jax
+from sla_jax.decode.methods import METHODS
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.evaluation import generate
@@ -24,6 +26,16 @@ GREEDY = MethodConfig(name="greedy", method="greedy", options={"chunk": 4})
 SLA = MethodConfig(name="sla", method="sla", options={"width": 2, "chunk": 4, "depth": 0})
 BEST = MethodConfig(name="best", method="best_of_n", options={"n": 2, "chunk": 4}, sampling=Sampling(temperature=0.9))
 RULED = MethodConfig(name="ruled", method="best_of_n", sampling=Sampling(temperature=0.9), scorer=ScorerConfig())
+WARM = Sampling(temperature=0.9)
+WHOLE = [
+    BEST,
+    MethodConfig(name="beam", method="beam", options={"beams": 2, "chunk": 4}),
+    MethodConfig(
+        name="rejected", method="speculative_rejection", options={"n": 4, "chunk": 4, "budget": 16}, sampling=WARM
+    ),
+    MethodConfig(name="steps", method="step_beam", options={"n": 2, "width": 2, "chunk": 4}, sampling=WARM),
+    MethodConfig(name="dvts", method="dvts", options={"n": 2, "width": 2, "chunk": 4}, sampling=WARM),
+]
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -41,7 +53,23 @@ def blind(tmp_path_factory):
 # ---- in this process ----
 
 
-@pytest.mark.parametrize("method", [GREEDY, SLA, BEST], ids=lambda method: method.name)
+def test_programs_of_a_method_go_with_it(model):
+    """A process that keeps them all runs out of memory maps on a long run."""
+    local = Local(model, [GREEDY, SLA], {})
+    programs = jax.devices()[0].client.live_executables
+    seen = []
+    for method in (GREEDY, SLA, GREEDY, SLA, GREEDY):
+        local.answer(Ask(HELLO, method, 8, 5))
+        gc.collect()
+        seen.append(len(programs()))
+    assert seen[0] == seen[2] == seen[4] and seen[1] == seen[3], "neither is there while the other answers"
+
+
+def test_every_method_is_tried_here():
+    assert {method.method for method in (GREEDY, SLA, *WHOLE)} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", [GREEDY, SLA, *WHOLE], ids=lambda method: method.name)
 def test_a_model_answers_as_it_does_by_itself(model, method):
     reply = Local(model, [method], {}).answer(Ask(HELLO, method, 8, 5))
     sampling = Sampling(temperature=method.sampling.temperature, seed=5)
@@ -52,9 +80,10 @@ def test_a_model_answers_as_it_does_by_itself(model, method):
     assert [np.float32(x) for x in reply.rewards] == [np.float32(x) for chunk in chunks for x in chunk.rewards]
     assert reply.finish_reason == chunks[-1].finish_reason
     assert reply.cost["lane_steps"] == chunks[-1].cost.lane_steps and reply.cost["seconds"] > 0
-    if method is BEST:
-        assert reply.candidates is not None and len(reply.candidates) == 2
-        assert reply.text == max(reply.candidates, key=lambda one: one["score"])["text"]
+    if method in WHOLE:
+        assert reply.candidates is not None and len(reply.candidates) == method.options.get("n", 2)
+        whole = [one for one in reply.candidates if one["finish"] != "rejected"]
+        assert reply.text == max(whole, key=lambda one: one["score"])["text"]
         assert set(reply.candidates[0]) == {"text", "score", "step_scores", "finish", "n_tokens"}
     else:
         assert reply.candidates is None
