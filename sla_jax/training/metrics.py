@@ -5,9 +5,10 @@ Definitions (a tie counts 1/2 everywhere):
   least one) is above that of the rejected one, each with its own T. 100 % is the mean over the whole response.
 - **accuracy at the last token**: compares the rewards after the last token; **at the middle one**: after the ⌈T/2⌉-th
   (what TCRM reports for partial text: no mean over tokens).
-- **length-balanced**: the mean of the accuracies (of the mean reward) on the pairs whose chosen response has more
-  tokens and on those whose rejected one has. A rule that looks at length alone gets 1/2. Pairs of equal length belong
-  to neither half and are left out of this figure only. No figure when either half is empty.
+- **length-balanced**: the mean of the accuracies (of the mean reward; of the reward at the last token) on the pairs
+  whose chosen response has more tokens and on those whose rejected one has. A rule that looks at length alone gets 1/2.
+  Pairs of equal length belong to neither half and are left out of this figure only. No figure when either half is
+  empty.
 - **AuTRC**: the area under "accuracy at f" for f in (0, 1], integrated exactly: per pair it is the measure of the f at
   which the pair is right (⌈f·T⌉ makes it a step function), averaged over pairs. The definition is ours.
 - **length bias**: Pearson's correlation over pairs of the margin (of mean rewards) with T+ − T−: 0 when length explains
@@ -112,17 +113,20 @@ def halves(wins: Sequence[float], pairs: Sequence[Sequence[np.ndarray]]) -> tupl
     return accuracy(longer), accuracy(shorter)
 
 
+def by_length(name: str, wins: Sequence[float], pairs: Sequence[Sequence[np.ndarray]]) -> dict[str, Figure]:
+    """The accuracies of `halves` and their balanced mean, called after the accuracy that they divide."""
+    longer, shorter = halves(wins, pairs)
+    split = {"longer_wins": longer, "shorter_wins": shorter, "balanced": balanced(longer, shorter)}
+    return {f"{name}_{part}": figure for part, figure in split.items()}
+
+
 def summarize(pairs: Sequence[PairRewards]) -> dict[str, Figure]:
     """All figures of a set of pairs, in the order in which they are printed."""
-    wins = [prefix_win(pair, 1.0) for pair in pairs]
-    longer, shorter = halves(wins, pairs)
+    wins, last = ([rule(pair, 1.0) for pair in pairs] for rule in (prefix_win, token_win))
     figures = {f"accuracy_{round(100 * f)}": accuracy([prefix_win(pair, f) for pair in pairs]) for f in FRACTIONS}
-    figures["accuracy_mean"] = accuracy(wins)
-    figures["accuracy_last"] = accuracy([token_win(pair, 1.0) for pair in pairs])
+    figures |= {"accuracy_mean": accuracy(wins)} | by_length("accuracy", wins, pairs)
+    figures |= {"accuracy_last": accuracy(last)} | by_length("accuracy_last", last, pairs)
     figures["accuracy_middle"] = accuracy([token_win(pair, 0.5) for pair in pairs])
-    figures["accuracy_longer_wins"] = longer
-    figures["accuracy_shorter_wins"] = shorter
-    figures["accuracy_balanced"] = balanced(longer, shorter)
     figures["autrc"] = mean_figure([area(*pair) for pair in pairs])
     chosen, rejected = ([float(np.mean(pair[side])) for pair in pairs] for side in (0, 1))
     figures["reward_chosen"] = mean_figure(chosen)
@@ -182,11 +186,14 @@ DESCRIPTIONS = {
     "accuracy_50": "pair accuracy, mean reward of the first 50 % of tokens",
     "accuracy_100": "pair accuracy, mean reward of 100 % of tokens",
     "accuracy_mean": "pair accuracy, sequence mean (the same as at 100 %)",
-    "accuracy_last": "pair accuracy, reward at the last token",
-    "accuracy_middle": "pair accuracy, reward at the middle token",
     "accuracy_longer_wins": "  … on pairs whose chosen response is longer",
     "accuracy_shorter_wins": "  … on pairs whose chosen response is shorter",
-    "accuracy_balanced": "length-balanced pair accuracy (mean of the two above)",
+    "accuracy_balanced": "  … length-balanced (mean of the two above)",
+    "accuracy_last": "pair accuracy, reward at the last token",
+    "accuracy_last_longer_wins": "  … on pairs whose chosen response is longer",
+    "accuracy_last_shorter_wins": "  … on pairs whose chosen response is shorter",
+    "accuracy_last_balanced": "  … length-balanced (mean of the two above)",
+    "accuracy_middle": "pair accuracy, reward at the middle token",
     "autrc": "AuTRC: area under pair accuracy over the fraction of tokens seen",
     "reward_chosen": "mean reward of chosen responses",
     "reward_rejected": "mean reward of rejected responses",

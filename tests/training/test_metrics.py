@@ -42,6 +42,12 @@ def test_figures_are_the_slow_ones(key: int) -> None:
     assert figures["accuracy_mean"] == figures["accuracy_100"]
     last = [0.5 * (1 + np.sign(p.chosen[-1] - p.rejected[-1])) for p in data]
     assert figures["accuracy_last"].value == pytest.approx(np.mean(last))
+    long, short = (
+        [w for w, p in zip(last, data, strict=True) if sign * (len(p.chosen) - len(p.rejected)) > 0] for sign in (1, -1)
+    )
+    assert figures["accuracy_last_longer_wins"][::2] == (pytest.approx(np.mean(long)), len(long))
+    assert figures["accuracy_last_shorter_wins"][::2] == (pytest.approx(np.mean(short)), len(short))
+    assert figures["accuracy_last_balanced"].value == pytest.approx((np.mean(long) + np.mean(short)) / 2)
     assert figures["autrc"].value == pytest.approx(np.mean([slow_area(p) for p in data]))
     middle = [[side[math.ceil(len(side) / 2) - 1] for side in p] for p in data]
     assert figures["accuracy_middle"].value == pytest.approx(np.mean([0.5 * (1 + np.sign(c - r)) for c, r in middle]))
