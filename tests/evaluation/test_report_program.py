@@ -193,6 +193,17 @@ def test_pictures_of_a_page(run_folder: Path, tmp_path: Path):
         config(run_folder, pictures=(name,))
 
 
+def test_tables_of_a_page(run_folder: Path, tmp_path: Path):
+    page = tmp_path / "results.md"
+    page.write_text("<!-- begin small -->\n<!-- end small -->\n")
+    report(config(run_folder, page=page, tables=("wins-channel", "scores")))
+    headings = re.findall("^### (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == ["Against greedy, judged by channel (teacher's proxy)", "Scores and costs"]
+    assert (run_folder / "report" / "costs.csv").is_file()
+    with pytest.raises(UserError, match="no table 'wins-chanel'.*Did you mean 'wins-channel'"):
+        report(config(run_folder, page=page, tables=("wins-chanel",)))
+
+
 def test_without_judges_there_are_costs(tmp_path: Path):
     folder = write_run(tmp_path / "bare")
     shutil.rmtree(folder / "judgements")

@@ -45,8 +45,9 @@ def test_figures_are_the_slow_ones(key: int) -> None:
     long, short = (
         [w for w, p in zip(last, data, strict=True) if sign * (len(p.chosen) - len(p.rejected)) > 0] for sign in (1, -1)
     )
-    assert figures["accuracy_last_longer_wins"][::2] == (pytest.approx(np.mean(long)), len(long))
-    assert figures["accuracy_last_shorter_wins"][::2] == (pytest.approx(np.mean(short)), len(short))
+    for half, wins in (("longer_wins", long), ("shorter_wins", short)):
+        found = figures[f"accuracy_last_{half}"]
+        assert found.value == pytest.approx(np.mean(wins)) and found.n == len(wins)
     assert figures["accuracy_last_balanced"].value == pytest.approx((np.mean(long) + np.mean(short)) / 2)
     assert figures["autrc"].value == pytest.approx(np.mean([slow_area(p) for p in data]))
     middle = [[side[math.ceil(len(side) / 2) - 1] for side in p] for p in data]

@@ -33,6 +33,8 @@ class ReportConfig:
     page: Path | None = None
     """Also replace what stands in this Markdown page between the comments "begin NAME" and "end NAME", NAME being the
     last part of OUT."""
+    tables: tuple[str, ...] = ()
+    """Tables to show on that page, by the names of their files in OUT/report, without .csv; all if not given."""
     pictures: tuple[str, ...] = ()
     """Pictures to show on that page too, by the names of their files in OUT/report, without .svg: they are copied into
     a folder beside it."""
@@ -41,8 +43,9 @@ class ReportConfig:
         for name, low in (("resamples", 100), ("timeout", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"--{name} {getattr(self, name)} is out of range; it has to be at least {low}.")
-        if self.pictures and self.page is None:
-            raise UserError("--pictures are those of a page, and none is given; OUT/report has every picture anyway.")
+        for name in ("tables", "pictures"):
+            if getattr(self, name) and self.page is None:
+                raise UserError(f"--{name} are those of a page, and none is given; OUT/report has all of them anyway.")
         for method, count in self.devices.items():
             if count < 1:
                 raise UserError(f"--devices says {count} for {method}; it has to be at least 1.")

@@ -7,7 +7,7 @@ same bytes. What the run has no data for (no candidates, no rewards, no second j
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.judges.config import PROXY
@@ -19,6 +19,7 @@ from sla_jax.evaluation.report.plots import Picture, draw
 from sla_jax.evaluation.report.statistics import Draws
 from sla_jax.evaluation.report.tables import Table, as_csv, markdown
 
+Named = TypeVar("Named", Table, Picture)
 INDEPENDENT = "independent"
 MATHEMATICS = ("math500", "gsm8k")  # layouts whose references are final answers
 
@@ -36,7 +37,10 @@ class Report(NamedTuple):
 def report(config: ReportConfig) -> Path:
     """Write OUT/report; the path of its index.html. Raises UserError."""
     made = compute(gather(config.out, config.baseline), config)
-    wanted = chosen(made.pictures, config.pictures)
+    on_page = made._replace(
+        tables=chosen("table", made.tables, config.tables) or made.tables,
+        pictures=chosen("picture", made.pictures, config.pictures),
+    )
     folder = config.out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     files = {one.name: draw(one, folder) for one in made.pictures}
@@ -47,7 +51,7 @@ def report(config: ReportConfig) -> Path:
     whole = page.html(made.title, made.about, made.tables, made.pictures, files)
     (folder / "index.html").write_text(whole, encoding="utf-8")
     if config.page is not None:
-        put_on_page(config.page, config.out.resolve().name, made, wanted, folder)
+        put_on_page(config.page, config.out.resolve().name, on_page, folder)
     return folder / "index.html"
 
 
@@ -133,21 +137,21 @@ def as_markdown(made: Report) -> str:
     return f"# {made.title}\n\n{tables_markdown(made)}\n{shown}\n"
 
 
-def chosen(pictures: Sequence[Picture], names: Sequence[str]) -> list[Picture]:
-    """The pictures of these names, in their order. Raises UserError for a name that none has."""
-    known = {one.name: one for one in pictures}
+def chosen(kind: str, there: Sequence[Named], names: Sequence[str]) -> tuple[Named, ...]:
+    """Those of these names, in their order. Raises UserError for a name that none has."""
+    known = {one.name: one for one in there}
     for name in names:
         if name not in known:
-            raise UserError(f"there is no picture {name!r}; this report has {', '.join(known)}.{nearest(name, known)}")
-    return [known[name] for name in names]
+            raise UserError(f"there is no {kind} {name!r}; this report has {', '.join(known)}.{nearest(name, known)}")
+    return tuple(known[name] for name in names)
 
 
-def put_on_page(page: Path, name: str, made: Report, pictures: Sequence[Picture], folder: Path) -> None:
+def put_on_page(page: Path, name: str, shown: Report, folder: Path) -> None:
     """Tables, and pictures copied to PAGE without its ending / NAME-PICTURE.svg; errors as of `replace`."""
     beside = page.with_suffix("")
-    shown = [f"![{one.alt}]({beside.name}/{name}-{one.name}.svg)" for one in pictures]
-    replace(page, name, "\n\n".join([*shown, tables_markdown(made)]))
-    for one in pictures:
+    pictures = [f"![{one.alt}]({beside.name}/{name}-{one.name}.svg)" for one in shown.pictures]
+    replace(page, name, "\n\n".join([*pictures, tables_markdown(shown)]))
+    for one in shown.pictures:
         beside.mkdir(exist_ok=True)
         shutil.copyfile(folder / f"{one.name}.svg", beside / f"{name}-{one.name}.svg")
 
