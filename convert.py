@@ -172,7 +172,7 @@ def facts(found: "Info", sizes: dict[str, int]) -> dict[str, str]:
         "checkpoint": str(found.dir),
         "architecture": ", ".join(found.raw_config["architectures"]),
         "parameters": f"{total:,} as {found.dtype} ({size / 1e6:,.1f} MB)",
-        "channel": f"{channel:,} parameters, {found.config.channel}" if found.config.channel else "none",
+        "channel": f"{found.channel}, {channel:,} parameters, {found.config.channel}" if channel else "none",
         "score head": f"{score:,} parameters, {found.config.score}" if found.config.score else "none",
         **{f"config: {name}": str(value) for name, value in config.items()},
         **{f"provenance: {name}": str(value) for name, value in found.provenance.items()},

@@ -87,13 +87,15 @@ def generate(argv: list[str]) -> None:
     import jax
 
     import sla_jax
+    from sla_jax.checkpoint import store
     from sla_jax.evaluation.local import Local
     from sla_jax.trace.record import fingerprint
 
     sla_jax.use_compilation_cache()
     assert config.checkpoint is not None, "the config has checked it"
     model = sla_jax.load(config.checkpoint)
-    about = {"checkpoint": model.name, "fingerprint": fingerprint(model.policy)}
+    about = {"checkpoint": model.name, "channel": store.info(Path(config.checkpoint)).channel}
+    about |= {"fingerprint": fingerprint(model.policy)}
     about |= {"dtype": str(model.policy.norm[...].dtype), "backend": jax.default_backend()}
     print(run(config, Local(model, config.methods, about)))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sla_jax
-from benchmarks.answers import Found, compare, gain, mean, name_of, parser, per_token
+from benchmarks.answers import Found, compare, gain, mean, name_of, parser, per_token, titled
 from benchmarks.report import ROOT, markdown, show, write_page
 from sla_jax.errors import front_door
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     searches = [sla_jax.Greedy(), *(sla_jax.SLA(**given) for given in options.search or SEARCHES)]
     found = compare(options, searches)
     count = len(next(iter(found.values())))
-    title = f"Adaptive look-ahead, {count} prompts, at most {options.max_tokens} tokens"
+    title = titled(f"Adaptive look-ahead, {count} prompts", options)
     rows = [row(search, found) for search in searches]
     show(title, rows)
     if options.write_docs:

@@ -18,6 +18,7 @@ from rich.progress import track
 import sla_jax
 from benchmarks.loops import choose
 from benchmarks.report import ROOT
+from sla_jax.checkpoint import store
 from sla_jax.errors import UserError
 from sla_jax.evaluation.local import compilations
 from sla_jax.terminal import describe
@@ -43,7 +44,8 @@ def compare(options: argparse.Namespace, searches: Sequence[Any]) -> dict[Any, l
     sla_jax.use_compilation_cache()
     model = sla_jax.load(options.checkpoint)
     prompts = choose(model, options)
-    about = {"max_tokens": options.max_tokens, "checkpoint": Path(options.checkpoint).name}
+    directory = Path(options.checkpoint)
+    about = {"max_tokens": options.max_tokens, "checkpoint": directory.name, "channel": store.info(directory).channel}
     known = Known(options.json, about)
     for search in searches:
         missing = [ids for ids in prompts if known.get(search, ids) is None]
@@ -100,6 +102,12 @@ class Known:
     def key(self, search: Any, ids: Sequence[int]) -> str:
         """The search's name and the prompt's hash."""
         return name_of(search) + " " + hashlib.sha256(np.array(ids).tobytes()).hexdigest()[:12]
+
+
+def titled(what: str, options: argparse.Namespace) -> str:
+    """A table's title: what it is of, how long the answers are, and whose rewards they have."""
+    rewards = store.info(Path(options.checkpoint)).channel
+    return f"{what}, at most {options.max_tokens} tokens, channel {rewards}"
 
 
 def name_of(search: Any) -> str:

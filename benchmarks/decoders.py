@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 import sla_jax
-from benchmarks.answers import Found, compare, mean, name_of, parser, per_token
+from benchmarks.answers import Found, compare, mean, name_of, parser, per_token, titled
 from benchmarks.report import ROOT, markdown, show, write_page
 from benchmarks.timing import bandwidth, matmul_rate
 from sla_jax.errors import front_door
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     channel = _numbers(policy.channel)
     size = (_numbers(policy) - channel, channel, policy.norm[...].dtype.itemsize)
     rates = (bandwidth(5), matmul_rate(5))
-    title = f"Decoders, {options.limit} prompts, at most {options.max_tokens} tokens"
+    title = titled(f"Decoders, {options.limit} prompts", options)
     rows = [row(search, found, size, rates) for search in found]
     show(title, rows)
     if options.write_docs:

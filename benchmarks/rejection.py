@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import sla_jax
-from benchmarks.answers import Found, compare, gain, mean, name_of, parser
+from benchmarks.answers import Found, compare, gain, mean, name_of, parser, titled
 from benchmarks.report import ROOT, markdown, show, write_page
 from sla_jax.errors import front_door
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     options = arguments.parse_args(argv)
     searches = [sla_jax.SpeculativeRejection(n=options.n, alpha=alpha) for alpha in ALPHAS]
     found = compare(options, [sla_jax.Greedy(), sla_jax.BestOfN(n=options.n), *searches])
-    title = f"{options.n} candidates, {options.limit} prompts, at most {options.max_tokens} tokens"
+    title = titled(f"{options.n} candidates, {options.limit} prompts", options)
     rows = [row(search, found) for search in found]
     show(title, rows)
     if options.write_docs:

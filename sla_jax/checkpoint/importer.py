@@ -205,12 +205,14 @@ def _attach(model: Model, path: Path) -> Model:
 
 
 def _provenance(model: Model, channel: Path | None) -> dict[str, Any]:
-    """What this was made from: names and digests, never paths of this machine."""
+    """What this was made from: names and digests, never paths of this machine.
+
+    Channels are files of one name in folders of their own, so the folder's name is part of a channel's."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     digests = {path.name: smollm2.sha256(path) for path in model.source.files}
     found: dict[str, Any] = {"source": model.name, "kind": model.kind, "sha256": digests, "imported": now}
     if channel is not None:
-        found["channel"] = channel.name
+        found["channel"] = f"{channel.resolve().parent.name}/{channel.name}"
     return found | {"versions": _versions()}
 
 

@@ -66,6 +66,18 @@ class Info:
         """The policy's type (a channel may have another)."""
         return str(self.params["embed"].dtype)
 
+    @property
+    def channel(self) -> str:
+        """Whose rewards it gives, for people: `smollm2-onpolicy/channel.safetensors (sha256 4947c2a167ff303b)`."""
+        if self.config.channel is None:
+            return "none"
+        training, file = self.provenance.get("training"), self.provenance.get("channel")
+        if training is not None:
+            return f"trained with it ({training['steps']} steps)"
+        if file is None:
+            return f"that of {self.provenance.get('source', self.dir.name)}"
+        return f"{file} (sha256 {self.provenance['sha256'][Path(file).name][:16]})"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -11,18 +11,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float32
 
 from sla_jax.checkpoint.armo import load_armo
 from sla_jax.errors import UserError
 from sla_jax.loading import load_model
-from sla_jax.model import forward
 from sla_jax.model.armo import Gating, gate, mix
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
 from sla_jax.model.score import score_values
 from sla_jax.scoring.candidate import Candidate, Score
-from sla_jax.scoring.rows import Row, check_context, read
+from sla_jax.scoring.model_scorer import read_batch
+from sla_jax.scoring.rows import Batch, Row, check_context, read
 from sla_jax.text import chat_ids
 
 
@@ -46,7 +46,7 @@ class ArmoScorer:
         rows = [self._row(candidate) for candidate in candidates]
         check_context(self.model, rows)
         policy, gating, fixed = self.model.policy, self.armo.gating, (self.model.config, self.armo.temperature)
-        found = np.stack(read(rows, lambda tokens: self._values(*fixed, policy, gating, tokens))).astype(np.float32)
+        found = np.stack(read(rows, lambda batch: self._values(*fixed, policy, gating, batch))).astype(np.float32)
         outputs = found.shape[-1] // 2
         ratings, weights = found[:, 1, :outputs], found[:, 0, outputs:]
         totals = mix(gating, jnp.asarray(ratings), jnp.asarray(weights))
@@ -62,7 +62,7 @@ class ArmoScorer:
                 f"the chat template of {self.name} writes the prompt differently once there is a response, so where "
                 "the prompt ends cannot be said. Use the template that the model was released with."
             )
-        return Row(ids, [len(prompt) - 1, len(ids) - 1])
+        return Row(ids, [len(prompt) - 1, len(ids) - 1], len(prompt))
 
     def _score(self, total: Array, ratings: np.ndarray, weights: np.ndarray) -> Score:
         parts = {f"rating {name}": float(value) for name, value in zip(self.armo.names, ratings, strict=True)}
@@ -71,9 +71,9 @@ class ArmoScorer:
 
 
 def _values(
-    config: ModelConfig, temperature: float, policy: Policy, gating: Gating, tokens: Int[Array, "B T"]
+    config: ModelConfig, temperature: float, policy: Policy, gating: Gating, batch: Batch
 ) -> Float32[Array, "B T O2"]:
     """The ratings at every token, and behind them the weights; which tokens count is for the rows to say."""
     assert policy.score is not None, "an ArmoRM is stored as a sequence classifier"
-    hidden = forward.trunk(policy, config, tokens).hidden
+    hidden = read_batch(policy, config, batch).hidden
     return jnp.concatenate([score_values(policy.score, hidden), gate(gating, hidden, temperature)], axis=-1)

@@ -14,7 +14,7 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
 from sla_jax.scoring.candidate import Candidate
 from sla_jax.scoring.memory import Memory
-from sla_jax.scoring.rows import Row, check_context, read
+from sla_jax.scoring.rows import Batch, Row, check_context, read
 
 # the policy, its final-norm outputs [B, T, D] and rewards [B, T] if it has a channel → a value at every token [B, T]
 Values = Callable[[Policy, Array, Array | None], Array]
@@ -64,7 +64,7 @@ class ModelScorer(abc.ABC):
             return found
         self.tokens_read += sum(len(row.ids) for row in rows)
         config, policy = self.model.config, self.model.policy
-        return read(rows, lambda tokens: self._whole(config, self._values, policy, tokens))
+        return read(rows, lambda batch: self._whole(config, self._values, policy, batch))
 
     def _new_memory(self) -> Memory:
         config, policy, values = self.model.config, self.model.policy, self._values
@@ -74,9 +74,14 @@ class ModelScorer(abc.ABC):
         )
 
 
-def _whole(config: ModelConfig, values: Values, policy: Policy, tokens: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    trunk = forward.trunk(policy, config, tokens)
+def _whole(config: ModelConfig, values: Values, policy: Policy, batch: Batch) -> Float[Array, "B T"]:
+    trunk = read_batch(policy, config, batch)
     return values(policy, trunk.hidden, trunk.reward)
+
+
+def read_batch(policy: Policy, config: ModelConfig, batch: Batch) -> forward.Trunk:
+    """What the blocks make of a batch."""
+    return forward.trunk(policy, config, batch.tokens, branches=forward.Branches(batch.positions, batch.branch))
 
 
 def _again(

@@ -1,6 +1,7 @@
 """A channel on its own: saved, loaded, attached; refused where it does not fit."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -60,7 +61,8 @@ def test_import_attaches_it(tmp_path):
     found = load(tmp_path / "ours")
     assert found.config.channel == CHANNELS[1]
     assert found.raw_config["architectures"] == ["LlamaForCausalLMRewardTransformer"]
-    assert found.provenance["channel"] == "c.safetensors"
+    digest = hashlib.sha256((tmp_path / "c.safetensors").read_bytes()).hexdigest()[:16]
+    assert info(tmp_path / "ours").channel == f"{tmp_path.name}/c.safetensors (sha256 {digest})"
     for name, leaf in param_paths(made).items():
         assert np.array_equal(leaf, param_paths(found.policy)[f"channel.{name}"]), name
 

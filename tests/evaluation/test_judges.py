@@ -137,6 +137,33 @@ def test_more_methods_may_be_judged_later(tmp_path: Path) -> None:
         run(out, Length(), methods=("slo",))
 
 
+class Drifting(Length):
+    """Gives an answer another number every time, as a device may in the last bits."""
+
+    def score(self, answers: Sequence[Answer]) -> list[Judgement]:
+        return [one._replace(score=one.score + i / 100) for i, one in enumerate(super().score(answers), len(self.seen))]
+
+
+def three(method: str, texts: str) -> list[Answer]:
+    return [answer(name, f"{name}: {text}", method=method) for name, text in zip("abc", texts, strict=True)]
+
+
+def test_equal_answers_tie_to_the_last_bit_whenever_they_are_judged(tmp_path: Path) -> None:
+    """sla gives greedy's answer to a and b; late, judged by another run of the judge, gives it to b and c."""
+    texts = {"greedy": "xyz", "sla": "xyw", "late": "wyz"}
+    out, judge = tmp_path / "run", Drifting()
+    for method in ("greedy", "sla"):
+        write_run(out, *three(method, texts[method]))
+    run(out, judge)
+    assert judge.seen == ["a", "b", "c", "c"]  # prompt by prompt, equal answers once
+    first, second = (read_judgements(judged(out, "length", method)) for method in ("greedy", "sla"))
+    assert first[:2] == second[:2] and first[2] != second[2]
+    write_run(out, *three("late", texts["late"]))
+    later = Drifting()
+    run(out, later)
+    assert later.seen == ["a"] and read_judgements(judged(out, "length", "late"))[1:] == first[1:]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

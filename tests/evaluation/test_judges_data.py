@@ -1,11 +1,13 @@
 """The independent judge's data: disjoint from the channel's, divided by prompt, the same every time."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sla_jax.config import load_yaml
 from sla_jax.errors import UserError
@@ -102,5 +104,15 @@ def test_the_shipped_recipe_trains_on_what_the_shipped_data_writes() -> None:
     assert (recipe.data.split, recipe.data.heldout_split) == ("train", "test")
     assert (recipe.head.weight, recipe.channel.weight, recipe.policy.train) == (1.0, 0.0, "full")
     assert recipe.seed == data.seed != load_yaml(TrainConfig, channel).seed
-    (learned,) = data.channel
-    assert learned.split is None and f"--data.files {learned.file}\n" in channel.read_text()
+    pairs = yaml.safe_load((ROOT / "configs/train/pairs-smollm2.yaml").read_text(encoding="utf-8"))
+    assert [Path(one.file).name for one in data.channel] == pairs["prompts"]
+    assert not any(one.split or one.limit for one in data.channel)
+
+
+def test_a_channels_prompts_are_enough(config: JudgeData, tmp_path: Path) -> None:
+    """Of the channel's files only the prompts are read, so those that its pairs were made of will do."""
+    first = write_judge_data(config)
+    bare = [{"prompt": one.row["prompt"]} for file in config.channel for one in read_pairs(file)]
+    prompts = PairFile(file=write(tmp_path / "prompts.jsonl", bare))
+    second = write_judge_data(dataclasses.replace(config, channel=(prompts,)))
+    assert second["sources"] == first["sources"] and second["shared_prompts"] == 0

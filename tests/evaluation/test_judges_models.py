@@ -27,6 +27,7 @@ from tests.tiny import byte_level_tokenizer
 TALK = answer("a", "Paris.", "It is 42, and 7 more is 49.")
 CUT = answer("b", "Please do not be rude")
 CUT = CUT._replace(turns=(CUT.turns[0]._replace(finish_reason="length"),))
+OTHER = answer("a", "I do not know, and nobody does.", method="sla")  # to TALK's prompt
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ def test_steps_are_kept_turn_by_turn(directory: Path) -> None:
 def test_perplexity_is_that_of_the_answers_tokens(directory: Path) -> None:
     """log_softmax of PyTorch over our logits, for every token of the answer; an answer cut off has no end of turn."""
     loaded = checkpoint.load(directory, dtype=jnp.dtype(jnp.float32))
-    found = PerplexityJudge(directory).score([TALK, CUT])
+    found = PerplexityJudge(directory).score([TALK, CUT, OTHER])
     means = []
-    for candidate in (*TALK.candidates(), *CUT.candidates()):
+    for candidate in (*TALK.candidates(), *CUT.candidates(), *OTHER.candidates()):
         prompt, said = response_ids(byte_level_tokenizer(), candidate.messages, candidate.text)
         said = said if candidate.finished else said[:-1]
         ids = [*prompt, *said]
@@ -74,7 +75,7 @@ def test_perplexity_is_that_of_the_answers_tokens(directory: Path) -> None:
         logits = torch.tensor(np.array(forward.logits(loaded.policy, hidden)))[0]
         logprobs = torch.log_softmax(logits.double(), dim=-1)
         means.append(float(np.mean([logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(said)])))
-    np.testing.assert_allclose([*found[0].scores, *found[1].scores], means, rtol=1e-4)
+    np.testing.assert_allclose([score for one in found for score in one.scores], means, rtol=1e-4)
     np.testing.assert_allclose(found[1].details["perplexity"], [np.exp(-means[2])], rtol=1e-3)
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sla_jax
 from sla_jax import checkpoint
@@ -19,7 +21,7 @@ from sla_jax.scoring.candidate import Candidate, Scorer
 from sla_jax.scoring.channel import ChannelScorer
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
 from sla_jax.scoring.reward_model import RewardModelScorer
-from sla_jax.scoring.rows import BATCH_TOKENS, Row, read
+from sla_jax.scoring.rows import BATCH_TOKENS, SHARED_TOKENS, Batch, Row, packs, read
 from sla_jax.text import chat_ids, response_ids
 from tests.programs import tiny_checkpoint
 from tests.tiny import byte_level_tokenizer, tiny_hf
@@ -113,11 +115,51 @@ def test_every_row_is_read_once_in_few_shapes() -> None:
     rows = [Row([length] * length, [0, length - 1]) for length in lengths]
     shapes = []
 
-    def reader(tokens: np.ndarray) -> np.ndarray:
-        shapes.append(tokens.shape)
-        assert tokens.size <= BATCH_TOKENS
-        return tokens + 1000 * np.arange(tokens.shape[1])
+    def reader(batch: Batch) -> np.ndarray:
+        shapes.append(batch.tokens.shape)
+        assert batch.tokens.size <= BATCH_TOKENS
+        return batch.tokens + 1000 * np.arange(batch.tokens.shape[1])
 
     found = [values.tolist() for values in read(rows, reader)]
     assert found == [[length, length + 1000 * (length - 1)] for length in lengths]
     assert len(set(shapes)) == len({length for _, length in shapes}) < len(shapes)
+
+
+def sums(batch: Batch) -> np.ndarray:
+    """At every token the sum of its own text up to it, gathered as attention gathers it, and along `before`."""
+    columns = np.arange(batch.tokens.shape[1])
+    own = (batch.branch[:, :, None] == batch.branch[:, None, :]) | (batch.branch[:, None, :] == 0)
+    reads = own & (columns[:, None] >= columns[None, :])
+    found = np.einsum("bts,bs->bt", reads, batch.tokens)
+    previous = np.where(batch.positions > 0, np.take_along_axis(found, batch.before, axis=1), 0)
+    real = batch.tokens > 0
+    np.testing.assert_array_equal((previous + batch.tokens)[real], found[real])
+    return found * 1000 + batch.positions
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(1, 9), max_size=90)), min_size=1, max_size=40))
+def test_answers_to_one_prompt_share_its_row_and_read_nothing_of_each_other(
+    drawn: list[tuple[int, list[int]]],
+) -> None:
+    prompts: list[list[int]] = [[], [3], [7, 1] * 40, [5] * 300]
+    rows = [Row([*prompts[i], *answer], [], len(prompts[i])) for i, answer in drawn if prompts[i] or answer]
+    rows = [row._replace(places=list(range(len(row.ids)))) for row in rows]
+    for row, values in zip(rows, read(rows, sums), strict=True):
+        assert values.tolist() == (np.cumsum(row.ids) * 1000 + np.arange(len(row.ids))).tolist()
+
+
+def test_a_prompts_answers_are_divided_evenly_over_rows_that_are_not_too_long() -> None:
+    rows = [Row([1] * 300 + [2] * 65, [364], 300) for _ in range(13)]
+    found = packs(rows)
+    assert [len(pack.members) for pack in found] == [7, 6]
+    assert max(pack.length for pack in found) <= SHARED_TOKENS
+    assert [len(pack.members) for pack in packs([Row([1] * 2000, [0], 1900), Row([1] * 1950, [0], 1900)])] == [1, 1]
+
+
+def test_answers_side_by_side_score_as_they_do_alone(channel_dir: Path, reward_dir: Path) -> None:
+    texts = ("I am sorry.", "Go away, you rude one.", "", "Please.")
+    four = [Candidate(QUESTION, text, [], True) for text in texts]
+    for scorer in (ChannelScorer(channel_dir), RewardModelScorer(reward_dir)):
+        alone = [scorer.score([candidate])[0] for candidate in four]
+        np.testing.assert_allclose(scorer.score(four), alone, rtol=1e-4, atol=1e-6)
+        assert len(packs([scorer.row(candidate) for candidate in four])) == 1

@@ -25,7 +25,7 @@ DESCRIPTION = "data.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairFile:
-    """A file of {prompt or messages, chosen, rejected} rows."""
+    """A file of {prompt or messages, chosen, rejected} rows; of the channel's, the answers may be missing."""
 
     file: str
     split: str | None = None
@@ -50,7 +50,7 @@ class JudgeData:
     """What the channel was trained on, what the judge may learn from, and how that is divided."""
 
     channel: tuple[PairFile, ...]
-    """All that the channel learned from."""
+    """All that the channel learned from: its pairs, or the prompts that they were made of."""
     sources: tuple[PairFile, ...]
     out: str
     one_in: int = 4
@@ -76,7 +76,7 @@ class PairRow(NamedTuple):
 
 def write_judge_data(config: JudgeData) -> dict[str, Any]:
     """Write OUT; returns what data.json says. Raises UserError naming file and row."""
-    taken = {one.key for file in config.channel for one in read_pairs(file)}
+    taken = {one.key for file in config.channel for one in read_prompts(file)}
     out, about = Path(config.out), dict[str, Any]()
     for source in config.sources:
         rows = list(read_pairs(source))
@@ -106,16 +106,25 @@ def write_judge_data(config: JudgeData) -> dict[str, Any]:
 
 def shared_prompts(some: Sequence[PairFile], others: Sequence[PairFile]) -> set[str]:
     """What stands for the prompts that both sides have."""
-    first, second = ({one.key for file in files for one in read_pairs(file)} for files in (some, others))
+    first, second = ({one.key for file in files for one in read_prompts(file)} for files in (some, others))
     return first & second
 
 
 def read_pairs(file: PairFile) -> Iterator[PairRow]:
-    """The rows of a file. Raises UserError naming file, row and field."""
+    """The pairs of a file. Raises UserError naming file, row and field."""
+    return _read(file, needed=("chosen", "rejected"))
+
+
+def read_prompts(file: PairFile) -> Iterator[PairRow]:
+    """The rows of a file, of which only the prompts matter. Raises UserError naming file, row and field."""
+    return _read(file, needed=())
+
+
+def _read(file: PairFile, needed: Sequence[str]) -> Iterator[PairRow]:
     for where, row in read_rows(file.file):
         if not isinstance(row, Mapping):
-            raise UserError(f"{where}: expected an object with prompt or messages, chosen and rejected.")
-        for name in ("chosen", "rejected"):
+            raise UserError(f"{where}: expected an object with {', '.join(('prompt or messages', *needed))}.")
+        for name in needed:
             if not row.get(name):
                 raise UserError(f"{where}: {name!r} is missing or empty; expected a pair of answers.")
         if file.split is None or row.get("split") == file.split:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float32
 
 from sla_jax.evaluation.judges.protocol import judgement
 from sla_jax.evaluation.rows import Answer, Judgement
 from sla_jax.loading import check_generates, load_model
-from sla_jax.model import forward
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.logprobs import token_logprobs
 from sla_jax.model.policy import Policy
-from sla_jax.scoring.rows import answer_row, check_context, read
+from sla_jax.scoring.model_scorer import read_batch
+from sla_jax.scoring.rows import Batch, answer_row, check_context, read
 
 CHUNK = 256  # tokens a row whose logits exist at one time
 
@@ -38,7 +38,7 @@ class PerplexityJudge:
         rows = [answer_row(self.model, candidate) for answer in answers for candidate in answer.candidates()]
         check_context(self.model, rows)
         config, policy = self.model.config, self.model.policy
-        found = iter(read(rows, lambda tokens: self._logprobs(config, policy, tokens)))
+        found = iter(read(rows, lambda batch: self._logprobs(config, policy, batch)))
         judged = []
         for answer in answers:
             values = [next(found) for _ in answer.turns]
@@ -53,8 +53,9 @@ def _perplexity(mean: float) -> float:
     return math.exp(min(-mean, 700.0)) if mean == mean else mean
 
 
-def _logprobs(config: ModelConfig, policy: Policy, tokens: Int[Array, "B T"]) -> Float32[Array, "B T"]:
+def _logprobs(config: ModelConfig, policy: Policy, batch: Batch) -> Float32[Array, "B T"]:
     """log p of every token given those before it; 0 for the first one, which has none before it."""
-    hidden = forward.trunk(policy, config, tokens).hidden
-    found = token_logprobs(policy, hidden[:, :-1], tokens[:, 1:], chunk=CHUNK)
+    hidden = read_batch(policy, config, batch).hidden
+    before = jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
+    found = token_logprobs(policy, before[:, 1:], batch.tokens[:, 1:], chunk=CHUNK)
     return jnp.pad(found, ((0, 0), (1, 0)))

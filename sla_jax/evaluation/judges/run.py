@@ -14,7 +14,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sla_jax.checkpoint import store
 from sla_jax.errors import UserError, nearest
@@ -23,22 +23,14 @@ from sla_jax.evaluation.judges import alpaca
 from sla_jax.evaluation.judges.config import JudgeConfig, JudgeRun
 from sla_jax.evaluation.judges.journal import Journal
 from sla_jax.evaluation.judges.make import make_judge
-from sla_jax.evaluation.judges.protocol import Judge, PairJudge, not_finite
-from sla_jax.evaluation.rows import ANSWERS, Answer, check_ids, json_line, judgement_line, read_answers, write_whole
+from sla_jax.evaluation.judges.protocol import Judge, PairJudge
+from sla_jax.evaluation.judges.scoring import Task, score_set
+from sla_jax.evaluation.rows import ANSWERS, check_ids, json_line, read_answers, write_whole
 from sla_jax.evaluation.settings import VERSUS, first_difference, joined
 from sla_jax.progress import bar
 
 JUDGEMENTS, DESCRIPTION = "judgements", "judge.json"
 Make = Callable[[JudgeConfig], Judge | PairJudge]
-
-
-class Task(NamedTuple):
-    """One method's answers to one benchmark, and where a judge's word on them goes."""
-
-    source: Path
-    answers: list[Answer]
-    baseline: list[Answer] | None  # of a judge of pairs
-    journal: Journal
 
 
 def run_judges(run: JudgeRun, make: Make = make_judge) -> list[str]:
@@ -61,11 +53,11 @@ def run_judges(run: JudgeRun, make: Make = make_judge) -> list[str]:
         judge = make(config) if todo else None
         done = total - todo
         with bar(config.folder) as tell:
-            for task in tasks:
-                for judged in _judge(judge, task, run.batch) if judge is not None else ():
-                    done += judged
-                    tell(done, total, f"{task.source.stem} on {task.source.parent.name}")
-                task.journal.settle()
+            for note, judged in _judge(judge, tasks, run.batch) if judge is not None else ():
+                done += judged
+                tell(done, total, note)
+        for task in tasks:
+            task.journal.settle()
         said.append(f"{config.folder} ({config.said}): {todo} judged now, {total} in all")
     return said
 
@@ -129,8 +121,8 @@ def _digests(config: JudgeConfig) -> dict[str, str]:
     if directory is None:
         return {}
     marker = Path(directory) / store.MARKER
-    store.info(Path(directory))  # a directory that is none is refused by name
-    return {"checkpoint_sha256": hashlib.sha256(marker.read_bytes()).hexdigest()}
+    channel = store.info(Path(directory)).channel  # a directory that is none is refused by name
+    return {"channel": channel, "checkpoint_sha256": hashlib.sha256(marker.read_bytes()).hexdigest()}
 
 
 def _task(config: JudgeConfig, path: Path, folder: Path) -> Task:
@@ -151,40 +143,17 @@ def _all(task: Task) -> int:
     return len(task.answers)
 
 
-def _judge(judge: Judge | PairJudge, task: Task, batch: int) -> Iterator[int]:
-    """Judge what is missing; yields how many have been, each time some have."""
-    missing = task.journal.missing()
-    size = batch if isinstance(judge, Judge) else 1  # a pair costs requests: each is written as soon as it is judged
-    for begin in range(0, len(missing), size):
-        numbers = missing[begin : begin + size]
-        if isinstance(judge, Judge):
-            _score(judge, task, numbers)
-        else:
-            _compare(judge, task, numbers[0])
-        yield len(numbers)
-
-
-def _score(judge: Judge, task: Task, numbers: Sequence[int]) -> None:
-    """Judge a batch, or one by one if the judge refuses it, so that the line at fault can be named."""
-    answers = [task.answers[number] for number in numbers]
-    try:
-        judged = judge.score(answers)
-    except UserError as error:
-        if len(numbers) == 1:
-            raise UserError(f"{_line(task, numbers[0])}: {error}") from None
-        for number in numbers:
-            _score(judge, task, [number])
+def _judge(judge: Judge | PairJudge, tasks: Sequence[Task], batch: int) -> Iterator[tuple[str, int]]:
+    """Judge what is missing; yields where it is and how many have been, each time some have."""
+    if isinstance(judge, Judge):
+        for name in dict.fromkeys(task.set for task in tasks):
+            mine = [task for task in tasks if task.set == name]
+            yield from ((name, count) for count in score_set(judge, mine, batch))
         return
-    assert [one.id for one in judged] == [answer.id for answer in answers], "one judgement an answer, in order"
-    faults = [not_finite(one) for one in judged]
-    task.journal.append((one.id, judgement_line(one)) for one, fault in zip(judged, faults, strict=True) if not fault)
-    for number, one, fault in zip(numbers, judged, faults, strict=True):
-        if fault:
-            raise UserError(
-                f"{_line(task, number)}: the judge gave {one.id!r} no finite number ({fault} of its judgement, scores "
-                f"{list(one.scores)}). The others are written to {task.journal.path}; run it again after the cause is "
-                "mended."
-            )
+    for task in tasks:
+        for number in task.journal.missing():  # a pair costs requests: each is written as soon as it is judged
+            _compare(judge, task, number)
+            yield f"{task.source.stem} on {task.set}", 1
 
 
 def _compare(judge: PairJudge, task: Task, number: int) -> None:
@@ -192,9 +161,5 @@ def _compare(judge: PairJudge, task: Task, number: int) -> None:
     try:
         found = judge.compare(task.answers[number], task.baseline[number])
     except UserError as error:
-        raise UserError(f"{_line(task, number)}: {error}") from None
+        raise UserError(f"{task.source}, line {number + 1}: {error}") from None
     task.journal.append([(found.id, json_line(found._asdict()))])
-
-
-def _line(task: Task, number: int) -> str:
-    return f"{task.source}, line {number + 1}"
