@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from benchmarks.report import ROOT, machine, markdown, show, write_json, write_page
+from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from benchmarks.shapes import LLAMA3_8B, SEARCHES, TINY
 from benchmarks.steps import Forward, Steps
 from benchmarks.timing import Plain, Rounds, Task, turns
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door
 from sla_jax.loading import engine
+from sla_jax.machine import machine
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy, init_channel, init_policy, unstack, without_channel
 from sla_jax.sharding import make_mesh

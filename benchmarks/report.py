@@ -4,17 +4,15 @@ A page holds its table between two markers, so that `--write-docs` replaces the 
 """
 
 import json
-import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from sla_jax.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- begin {name} -->", "<!-- end {name} -->"
@@ -53,17 +51,3 @@ def write_page(path: Path, name: str, text: str) -> None:
     _, closed, tail = rest.partition(end)
     assert found and closed, f"{path} has no markers {begin} … {end}"
     path.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}", encoding="utf-8")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.*)", info.read_text(encoding="utf-8")) if info.exists() else None
-    device = jax.devices()[0]
-    return {
-        "cpu": found.group(1) if found else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": f"{jax.default_backend()} · {device.device_kind}",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import minimal, torch_side
-from benchmarks.report import ROOT, machine, markdown, show, write_json, write_page
+from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from benchmarks.timing import Plain, Rounds, Task, bandwidth, floor_seconds, matmul_rate, turns
 from sla_jax.checkpoint import store
 from sla_jax.checkpoint.channel_file import load_channel
@@ -27,6 +27,7 @@ from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError, front_door
 from sla_jax.loading import engine
+from sla_jax.machine import machine
 from sla_jax.model import forward
 from sla_jax.model.channel import init_channel
 from sla_jax.model.config import ChannelConfig, ModelConfig

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from benchmarks.load import Load, Prompt, Sample, Target, read_metrics, run, summary
-from benchmarks.report import ROOT, machine, markdown, show, write_json, write_page
+from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door
+from sla_jax.machine import machine
 
 # series of our server's /metrics, see sla_jax/serving/metrics.py
 COMPILED, COMMITTED = "sla_jax_compiled_programs_total", "sla_jax_committed_tokens_total"

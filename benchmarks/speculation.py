@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sla_jax
-from benchmarks.report import ROOT, machine, markdown, show, write_page
+from benchmarks.report import ROOT, markdown, show, write_page
 from sla_jax.decode.program import bucket
 from sla_jax.errors import UserError, front_door
+from sla_jax.machine import machine
 from sla_jax.terminal import describe
 
 TASKS = (

@@ -24,12 +24,13 @@ import tyro
 from jax.sharding import Mesh
 
 from benchmarks import torch_side, torch_training
-from benchmarks.report import ROOT, machine, markdown, show, write_json, write_page
+from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from benchmarks.steps import Forward, Steps
 from benchmarks.timing import Task, matmul_rate, turns
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door
 from sla_jax.loading import use_compilation_cache
+from sla_jax.machine import machine
 from sla_jax.model.policy import with_channel
 from sla_jax.sharding import make_mesh
 from sla_jax.training import cost

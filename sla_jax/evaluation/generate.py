@@ -1,7 +1,7 @@
 """Answers of every method to every prompt of every benchmark, prompt by prompt, in a folder that can be gone on with.
 
 OUT/settings.json   everything that decides the answers; a run with others is refused
-OUT/answers, OUT/seconds, OUT/formats   see `rows` and `formats`
+OUT/answers, OUT/seconds, OUT/formats   see `rows`, `machines` and `formats`
 
 An answer is a function of the settings, the benchmark, the prompt and the method; files are in the benchmark's order
 and grow by whole lines. So a run that was interrupted anywhere and begun again leaves the same bytes in OUT/answers and
@@ -19,6 +19,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Answerer, Ask, seed_of
 from sla_jax.evaluation.benchmarks import Benchmark, Prompt, load_benchmark
 from sla_jax.evaluation.formats import write_format
+from sla_jax.evaluation.machines import note_machine
 from sla_jax.evaluation.rows import (
     ANSWERS,
     Answer,
@@ -58,6 +59,8 @@ def generate(config: GenerateConfig, answerer: Answerer) -> Path:
     check_prompts(config, benchmarks, answerer)
     out = open_run(config, benchmarks, answerer.about)
     tasks = [_task(out, method, benchmark) for benchmark in benchmarks for method in config.methods]
+    if config.server is None:
+        note_machine(out)
     done, total = sum(task.there for task in tasks), sum(len(task.benchmark.prompts) for task in tasks)
     with bar("answers") as tell:
         for task in tasks:

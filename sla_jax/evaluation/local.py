@@ -15,7 +15,7 @@ import jax.monitoring
 import numpy as np
 
 from sla_jax.decode.completion import Completion
-from sla_jax.decode.methods import Steppers, reads_rewards
+from sla_jax.decode.methods import Decoder, Steppers, reads_rewards
 from sla_jax.decode.program import check_prompt
 from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Ask, Reply
@@ -53,7 +53,7 @@ class Local:
         for method in methods:
             self._check_method(method)
         self.scorers = {one.name: make_scorer(one.scorer) for one in methods if one.scorer is not None}
-        self._last = ""
+        self._last: Decoder | None = None
 
     def check(self, ask: Ask) -> None:
         """Raise UserError for a conversation that the context does not hold."""
@@ -62,12 +62,14 @@ class Local:
         check_prompt(ids, ask.max_tokens, context=config.max_positions, vocabulary=config.vocab_size)
 
     def answer(self, ask: Ask) -> Reply:
-        """The answer, in seconds without compilation. What was compiled for the method before is dropped: a process
-        has room for some hundred programs (of Linux: vm.max_map_count), and every method has one a bucket.
+        """The answer, in seconds without compilation. What was compiled for the decoder before is dropped: a process
+        has room for some hundred programs (of Linux: vm.max_map_count), and every decoder has one a bucket. Methods
+        that differ in sampling alone have one decoder.
         """
-        if ask.method.name != self._last:
+        decoder = ask.method.decoder()
+        if decoder != self._last:
             jax.clear_caches()
-            self._last = ask.method.name
+            self._last = decoder
         with compilations() as seen:
             reply = self._answer(ask)
         return self._answer(ask) if seen else reply

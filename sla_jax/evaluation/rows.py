@@ -77,14 +77,14 @@ class Judgement(NamedTuple):
 def read_answers(path: Path) -> list[Answer]:
     """All answers of a file, with the seconds that they took where these are known. Raises UserError."""
     clock = read_seconds(seconds_path(path))
-    answers = [_timed(_answer(field, row), clock, seconds_path(path)) for field, row in _rows(path)]
+    answers = [_timed(_answer(field, row), clock, seconds_path(path)) for field, row in rows_of(path)]
     _no_doubles(path, [answer.id for answer in answers])
     return answers
 
 
 def read_judgements(path: Path) -> list[Judgement]:
     """All judgements of a file. Raises UserError."""
-    found = [_judgement(field, row) for field, row in _rows(path)]
+    found = [_judgement(field, row) for field, row in rows_of(path)]
     _no_doubles(path, [one.id for one in found])
     return found
 
@@ -93,7 +93,7 @@ def read_seconds(path: Path) -> dict[str, dict[str, list[float]]]:
     """Id → the clock's fields, one number a turn; nothing of a file that is not there. Raises UserError."""
     if not path.exists():
         return {}
-    return {field.text("id"): {name: field.numbers(name) for name in CLOCK} for field, _ in _rows(path)}
+    return {field.text("id"): {name: field.numbers(name) for name in CLOCK} for field, _ in rows_of(path)}
 
 
 def seconds_path(answers: Path) -> Path:
@@ -236,7 +236,8 @@ def write_whole(path: Path, text: str) -> None:
 # ---- the insides ----
 
 
-def _rows(path: Path) -> Iterator[tuple[Field, dict[str, Any]]]:
+def rows_of(path: Path) -> Iterator[tuple[Field, dict[str, Any]]]:
+    """Every line of a file, which has to be an object. Raises UserError."""
     for number, row in lines_of(path):
         place = f"{path}, line {number}"
         if not isinstance(row, dict):

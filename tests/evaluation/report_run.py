@@ -55,6 +55,8 @@ def write_run(folder: Path) -> Path:
             made = answers(benchmark, method)
             _write(path, "".join(map(as_line, made)))
             _write(seconds_path(path), "".join(map(seconds_line, made)))
+    where = {"since": "2026-11-29", "cpu": "abacus", "cores": 2, "device": "cpu", "python": "3.11", "jax": "0.10"}
+    _write(folder / "seconds" / "machines.jsonl", json.dumps(where) + "\n")
     for name, label, scores in (("channel", "teacher's proxy", PROXY), ("other", "independent", GOLD)):
         _write(folder / "judgements" / name / "judge.json", json.dumps({"kind": name, "label": label}))
         for benchmark, by_method in scores.items():

@@ -65,6 +65,14 @@ def test_programs_of_a_method_go_with_it(model):
     assert seen[0] == seen[2] == seen[4] and seen[1] == seen[3], "neither is there while the other answers"
 
 
+def test_methods_that_differ_in_sampling_share_their_programs(model, compiled):
+    warm = MethodConfig(name="warm", method="greedy", sampling=Sampling(temperature=0.8))
+    local = Local(model, [GREEDY, warm], {})
+    first = local.answer(Ask(HELLO, GREEDY, 8, 5))
+    compiled.clear()
+    assert local.answer(Ask(HELLO, warm, 8, 5)).token_ids != first.token_ids and not compiled
+
+
 def test_every_method_is_tried_here():
     assert {method.method for method in (GREEDY, SLA, *WHOLE)} == set(METHODS)
 

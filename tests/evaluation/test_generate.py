@@ -9,9 +9,11 @@ import pytest
 from sla_jax.config import dump_yaml, load_yaml, parse
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
+from sla_jax.evaluation import machines
 from sla_jax.evaluation.answering import seed_of
 from sla_jax.evaluation.benchmarks import load_benchmark
 from sla_jax.evaluation.generate import generate, read_settings
+from sla_jax.evaluation.machines import note_machine, read_machines
 from sla_jax.evaluation.rows import read_answers
 from sla_jax.evaluation.settings import BenchmarkConfig, GenerateConfig, MethodConfig, ServerConfig
 from sla_jax.scoring.registry import ScorerConfig
@@ -36,6 +38,16 @@ def test_every_prompt_is_answered_by_every_method_in_order(whole):
         assert [turn.prompt for turn in answers[0].turns] == QUESTIONS[0]["turns"]
         assert answers[0].turns[0].cost["seconds"] > 0
     assert len(read_answers(whole / "answers" / "alpaca_eval" / "greedy.jsonl")) == 3
+
+
+def test_machines_are_noted_once_each_time_they_change(whole, monkeypatch, tmp_path):
+    (first,) = read_machines(whole)
+    assert first["jax"] and first["cores"] >= 1 and len(first["since"]) == len("2026-11-29")
+    for cpu in ("a", "a", "b", "b", "a"):
+        monkeypatch.setattr(machines, "machine", lambda cpu=cpu: {"cpu": cpu})
+        note_machine(tmp_path)
+    assert [row["cpu"] for row in read_machines(tmp_path)] == ["a", "b", "a"]
+    assert read_machines(tmp_path / "none") == ()
 
 
 def test_the_second_turn_sees_the_first_answer(tmp_path):

@@ -16,7 +16,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation.report.config import ReportConfig
 from sla_jax.evaluation.report.gather import gather
 from sla_jax.evaluation.report.page import html
-from sla_jax.evaluation.report.program import Report, compute, replace, report, tables_markdown
+from sla_jax.evaluation.report.program import Report, about, compute, replace, report, tables_markdown
 from sla_jax.evaluation.report.statistics import Estimate
 from sla_jax.evaluation.report.tables import Column, Table, as_csv, markdown
 from tests.evaluation.report_run import write_run
@@ -120,6 +120,14 @@ def test_the_files(run_folder: Path, made: Report):
     (best, sla) = csv.DictReader(io.StringIO(text))
     assert (best["method"], sla["method"]) == ("best", "sla") and float(sla["overall"]) == pytest.approx(200 / 3)
     assert float(sla["overall low"]) <= float(sla["overall"]) <= float(sla["overall high"])
+
+
+def test_where_the_seconds_were_measured(run_folder: Path, tmp_path: Path):
+    line = "Seconds: abacus (2 cores), cpu, jax 0.10, from 2026-11-29."
+    assert line in (run_folder / "report" / "report.md").read_text(encoding="utf-8")
+    served = tmp_path / "served"
+    shutil.copytree(run_folder, served, ignore=shutil.ignore_patterns("report", "machines.jsonl"))
+    assert "Seconds: those of a server." in about(gather(served, "greedy"), config(served))
 
 
 def test_the_same_run_gives_the_same_bytes(run_folder: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.evaluation.machines import read_machines
 from sla_jax.evaluation.rows import (
     ANSWERS,
     Answer,
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     answers: Mapping[tuple[str, str], tuple[Answer, ...]]
     judges: tuple[Judge, ...]
     settings: Mapping[str, object]
+    machines: tuple[Mapping[str, object], ...] = ()  # where seconds were measured
 
     @property
     def benchmarks(self) -> list[str]:
@@ -109,7 +111,8 @@ def gather(folder: Path, baseline: str) -> Run:
             f"no answers by the baseline {baseline!r}; methods: {', '.join(methods)}.{nearest(baseline, methods)}"
         )
     folders = sorted(path.parent for path in (folder / "judgements").glob("*/judge.json"))
-    return Run(answers, tuple(_judge(path, answers, baseline) for path in folders), _object(folder / "settings.json"))
+    judges = tuple(_judge(path, answers, baseline) for path in folders)
+    return Run(answers, judges, _object(folder / "settings.json"), read_machines(folder))
 
 
 def _check_turns(path: Path, answers: Sequence[Answer], other: Path, wanted: Sequence[Answer]) -> None:

@@ -5,7 +5,7 @@ same bytes. What the run has no data for (no candidates, no rewards, no second j
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -122,7 +122,14 @@ def about(run: Run, config: ReportConfig) -> tuple[str, ...]:
         f"Sets (prompts): {', '.join(sets)}.",
         f"Judges: {judges}. Baseline: {config.baseline}.",
         f"Intervals: {config.resamples} bootstrap resamples, seed {config.seed}.",
+        f"Seconds: {'; '.join(map(_where, run.machines)) or 'those of a server'}.",
     )
+
+
+def _where(machine: Mapping[str, object]) -> str:
+    """`AMD EPYC (2 cores), cpu · cpu, jax 0.10.2, from 2026-11-29`."""
+    told = {name: machine.get(name, "?") for name in ("cpu", "cores", "device", "jax", "since")}
+    return "{cpu} ({cores} cores), {device}, jax {jax}, from {since}".format(**told)
 
 
 def tables_markdown(made: Report) -> str:
