@@ -1,5 +1,6 @@
 """Who answers: a model in this process, through every decoder's one door; and a server, as it is and as it fails."""
 
+import dataclasses
 import gc
 import json
 
@@ -66,7 +67,7 @@ def test_programs_of_a_method_go_with_it(model):
 
 
 def test_methods_that_differ_in_sampling_share_their_programs(model, compiled):
-    warm = MethodConfig(name="warm", method="greedy", sampling=Sampling(temperature=0.8))
+    warm = dataclasses.replace(GREEDY, name="warm", sampling=Sampling(temperature=50.0))
     local = Local(model, [GREEDY, warm], {})
     first = local.answer(Ask(HELLO, GREEDY, 8, 5))
     compiled.clear()
