@@ -39,6 +39,9 @@ class Answerer(Protocol):
     def parallel(self) -> int:
         """How many turns it takes at a time."""
 
+    def options(self, method: MethodConfig) -> dict[str, Any]:
+        """The options of a method's decoder, as far as they are known."""
+
     def check(self, ask: Ask) -> None:
         """Raise UserError for what is known before it is tried to have no answer."""
 

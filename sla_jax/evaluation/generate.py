@@ -57,7 +57,7 @@ def generate(config: GenerateConfig, answerer: Answerer) -> Path:
     """Make what is missing of the run's answers, then every benchmark's own files; returns OUT. Raises UserError."""
     benchmarks = [load_benchmark(one) for one in config.benchmarks]
     check_prompts(config, benchmarks, answerer)
-    out = open_run(config, benchmarks, answerer.about)
+    out = open_run(config, benchmarks, answerer)
     tasks = [_task(out, method, benchmark) for benchmark in benchmarks for method in config.methods]
     if config.server is None:
         note_machine(out)
@@ -79,10 +79,11 @@ def generate(config: GenerateConfig, answerer: Answerer) -> Path:
 # ---- the run's folder ----
 
 
-def open_run(config: GenerateConfig, benchmarks: Sequence[Benchmark], about: dict[str, str]) -> Path:
+def open_run(config: GenerateConfig, benchmarks: Sequence[Benchmark], answerer: Answerer) -> Path:
     """OUT, made or checked. Raises UserError for answers of other settings, naming the first that differs."""
     out, file = config.folder, config.folder / SETTINGS
-    new = resolved(config, {one.name: (one.digest, len(one.prompts)) for one in benchmarks}, about)
+    digests = {one.name: (one.digest, len(one.prompts)) for one in benchmarks}
+    new = resolved(config, digests, answerer.about, answerer.options)
     if file.exists() and any((out / ANSWERS).glob("*/*.jsonl")):
         old = read_settings(out)
         difference = first_difference(old, new)

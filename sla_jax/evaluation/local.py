@@ -55,6 +55,10 @@ class Local:
         self.scorers = {one.name: make_scorer(one.scorer) for one in methods if one.scorer is not None}
         self._last: Decoder | None = None
 
+    def options(self, method: MethodConfig) -> dict[str, Any]:
+        """All of them."""
+        return dataclasses.asdict(method.decoder())
+
     def check(self, ask: Ask) -> None:
         """Raise UserError for a conversation that the context does not hold."""
         config = self.model.config

@@ -5,6 +5,7 @@ or failing. What it refuses is an error at once. Nothing but the standard librar
 """
 
 import dataclasses
+import functools
 import http.client
 import json
 import math
@@ -31,15 +32,21 @@ class Remote:
     def __init__(self, config: ServerConfig, pause: Callable[[float], None] = time.sleep):
         self.config, self._pause = config, pause
 
-    @property
+    @functools.cached_property
     def about(self) -> dict[str, str]:
-        """Nothing beyond the settings: a server does not say what its model is made of."""
-        return {}
+        """Whose rewards the model gives, if the server is serve.py; other servers do not say what theirs is made of."""
+        return {"channel": self._entry("")["channel"]} if self.config.extensions else {}
 
     @property
     def parallel(self) -> int:
         """Requests at a time."""
         return self.config.parallel
+
+    def options(self, method: MethodConfig) -> dict[str, Any]:
+        """Those of the profile, if the method names one; else only what is asked for is known."""
+        if method.profile is None:
+            return dict(method.options)
+        return dict(self._entry(f":{method.profile}")["search"]["options"])
 
     def check(self, ask: Ask) -> None:
         """Nothing is known before it is tried."""
@@ -52,13 +59,24 @@ class Remote:
 
     def chat(self, body: Mapping[str, Any]) -> Any:
         """What the server says to a body of /chat/completions. Raises UserError."""
-        url = f"{self.config.url.rstrip('/')}/chat/completions"
+        return self._asked(f"{self.config.url.rstrip('/')}/chat/completions", body)
+
+    def _entry(self, profile: str) -> dict[str, Any]:
+        """What serve.py says of its model, or of a profile. Raises UserError."""
+        url = f"{self.config.url.rstrip('/')}/models/{self.config.model}{profile}"
+        found = self._asked(url, None)
+        if not isinstance(found, dict) or not isinstance(found.get("channel"), str):
+            raise UserError(f"{url} says nothing of a channel; is it serve.py, and of this version?")
+        return found
+
+    def _asked(self, url: str, body: Mapping[str, Any] | None) -> Any:
+        """What it says to a body, or to a GET; asked again while that may help. Raises UserError."""
         reason, wait = "", 0.0
         for attempt in range(self.config.retries + 1):
             if attempt:
                 self._pause(max(wait, min(2.0 ** (attempt - 1), LONGEST_PAUSE)))
             try:
-                return self._post(url, body)
+                return self._send(url, body)
             except urllib.error.HTTPError as error:
                 reason, wait = _said(error), _retry_after(error)
                 if error.code not in AGAIN:
@@ -72,11 +90,12 @@ class Remote:
             "server.url right?"
         )
 
-    def _post(self, url: str, body: Mapping[str, Any]) -> Any:
+    def _send(self, url: str, body: Mapping[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json"}
         if self.config.key is not None:
             headers["Authorization"] = f"Bearer {self.config.key}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+        data, method = (None, "GET") if body is None else (json.dumps(body).encode(), "POST")
+        request = urllib.request.Request(url, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
             text = response.read()
         try:

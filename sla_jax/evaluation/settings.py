@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,18 +228,21 @@ PLAIN = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit
 
 
 def resolved(
-    config: GenerateConfig, digests: Mapping[str, tuple[str, int]], about: Mapping[str, str]
+    config: GenerateConfig,
+    digests: Mapping[str, tuple[str, int]],
+    about: Mapping[str, str],
+    options: Callable[[MethodConfig], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Everything that decides the answers. `digests`: of every benchmark's prompts, and how many there are; `about`:
-    what is known of the model."""
+    what is known of the model; `options`: of a method's decoder."""
     server = None if config.server is None else {"url": config.server.url, "model": config.server.model}
     return {
         "format": FORMAT,
-        "model": {**about} if server is None else server,
+        "model": {**(server or {}), **about},
         "max_tokens": config.max_tokens,
         "seed": config.seed,
         "benchmarks": {one.name: _benchmark(one, *digests[one.name]) for one in config.benchmarks},
-        "methods": {one.name: _method(one, served=server is not None) for one in config.methods},
+        "methods": {one.name: _method(one, options(one)) for one in config.methods},
     }
 
 
@@ -247,10 +250,8 @@ def _benchmark(config: BenchmarkConfig, digest: str, count: int) -> dict[str, An
     return {"source": config.file or f"hub:{config.hub}", "layout": config.kind, "prompts": count, "sha256": digest}
 
 
-def _method(config: MethodConfig, *, served: bool) -> dict[str, Any]:
-    """A server's defaults are its own: only what it is asked for is known."""
-    options = dict(config.options) if served else dataclasses.asdict(config.decoder())
-    whole: dict[str, Any] = {"method": config.method, "options": options}
+def _method(config: MethodConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {"method": config.method, "options": dict(options)}
     whole |= {"sampling": dataclasses.asdict(config.sampling), "profile": config.profile}
     whole |= {"scorer": None if config.scorer is None else dataclasses.asdict(config.scorer)}
     return whole

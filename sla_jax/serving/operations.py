@@ -58,7 +58,9 @@ def _models(routes: APIRouter, gateway: Gateway) -> None:
     searches = [None, *(_search(model, profile) for profile in model.profiles)]
     names = [model.name if search is None else f"{model.name}:{search.profile}" for search in searches]
     entries = [
-        ModelEntry(id=name, object="model", created=model.created, owned_by="sla-jax", search=search)
+        ModelEntry(
+            id=name, object="model", created=model.created, owned_by="sla-jax", channel=model.channel, search=search
+        )
         for name, search in zip(names, searches, strict=True)
     ]
 

@@ -217,12 +217,13 @@ class SearchEntry(Reply):
 
 
 class ModelEntry(Reply):
-    """A model, or a model with one of its search profiles."""
+    """A model, or a model with one of its search profiles; `channel` says whose rewards it gives."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    channel: str
     search: SearchEntry | None = None
 
 

@@ -213,5 +213,6 @@ class ModelInfo:
     vocabulary: int
     end_tokens: tuple[int, ...]
     has_channel: bool
+    channel: str  # whose rewards it gives (`checkpoint.store.Info.channel`)
     top_logprobs: int
     created: int  # Unix seconds

@@ -268,7 +268,8 @@ def open_model(config: ServeConfig) -> Opened:
     """Read what is small and check everything that can be checked before the weights are read. Raises UserError."""
     directory = Path(config.checkpoint)
     tokenizer = load_tokenizer(directory)
-    model = store.info(directory).config
+    info = store.info(directory)
+    model = info.config
     check_profiles(config, model)
     sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     described = ModelInfo(
@@ -278,6 +279,7 @@ def open_model(config: ServeConfig) -> Opened:
         vocabulary=model.vocab_size,
         end_tokens=tuple(end_tokens(directory, tokenizer)),
         has_channel=model.channel is not None,
+        channel=info.channel,
         top_logprobs=config.engine.top_logprobs,
         created=int(time.time()),
     )

@@ -1,6 +1,7 @@
 """Small runs of `eval.py generate`: an answerer without a model, settings, and a server without one."""
 
 import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ class Echo:
         self.asked: list[Ask] = []
         self.stop, self.parallel, self.room = stop, parallel, room
         self.about = {"fingerprint": "00ff"}
+
+    def options(self, method: MethodConfig) -> dict[str, Any]:
+        return dataclasses.asdict(method.decoder())
 
     def check(self, ask: Ask) -> None:
         size = sum(len(message["content"]) for message in ask.messages) + ask.max_tokens
@@ -79,6 +83,15 @@ def server(reply: Callable[[dict[str, Any]], tuple[int, Any]]) -> Iterator[tuple
             self.send_header("Content-Length", str(len(text)))
             if status == 429:
                 self.send_header("Retry-After", "3")
+            self.end_headers()
+            self.wfile.write(text)
+
+        def do_GET(self) -> None:
+            name, _, profile = self.path.rpartition("/")[2].partition(":")
+            told = {"search": {"options": {"width": 3}}} if profile else {}
+            text = json.dumps({"id": name, "channel": "theirs", **told}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
 

@@ -221,6 +221,16 @@ def test_our_server_is_asked_for_searches_and_tells_of_them():
     assert all(body["return_token_ids"] for body in bodies)
 
 
+def test_our_server_says_whose_rewards_it_gives():
+    with server(lambda body: (200, said())) as (url, bodies):
+        ours, other = (Remote(ServerConfig(url=url, model="m", extensions=extensions)) for extensions in (True, False))
+        assert ours.about == {"channel": "theirs"} and other.about == {} and not bodies
+        profiled = MethodConfig(name="wide", method="sla", profile="wide")
+        assert ours.options(profiled) == {"width": 3} and ours.options(SLA) == SLA.options
+    with pytest.raises(UserError, match="gives no answer"):
+        _ = Remote(ServerConfig(url=url, model="m", extensions=True, retries=0)).about
+
+
 def test_what_may_pass_is_tried_again_after_pauses():
     replies = iter([(503, {"error": {"message": "busy"}}), (429, b"slow down"), (500, b""), (200, said("At last."))])
     pauses: list[float] = []

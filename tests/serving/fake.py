@@ -27,6 +27,7 @@ MODEL = ModelInfo(
     vocabulary=320,
     end_tokens=(END,),
     has_channel=True,
+    channel="tests",
     top_logprobs=5,
     created=1_700_000_000,
 )

@@ -21,6 +21,7 @@ INFO = ModelInfo(
     vocabulary=320,
     end_tokens=(END,),
     has_channel=True,
+    channel="tests",
     top_logprobs=5,
     created=0,
 )

@@ -28,6 +28,7 @@ INFO = ModelInfo(
     vocabulary=320,
     end_tokens=(2,),
     has_channel=True,
+    channel="tests",
     top_logprobs=5,
     created=0,
 )
