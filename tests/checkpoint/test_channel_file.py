@@ -67,6 +67,17 @@ def test_import_attaches_it(tmp_path):
         assert np.array_equal(leaf, param_paths(found.policy)[f"channel.{name}"]), name
 
 
+def test_a_checkpoint_says_whose_channel_it_has(tmp_path):
+    saved(tmp_path / "c.safetensors")
+    import_checkpoint(str(models.hf_dir(tmp_path / "src", "llama")), tmp_path / "bare")
+    bare = info(tmp_path / "bare")
+    assert bare.channel == "none"
+    with_one = dataclasses.replace(bare, config=tiny_config(channel=CHANNELS[0]))
+    assert with_one.channel == f"that of {bare.provenance['source']}"
+    trained = dataclasses.replace(with_one, provenance={"training": {"steps": 7}})
+    assert trained.channel == "trained with it (7 steps)"
+
+
 def test_the_policy_keeps_its_type(tmp_path):
     saved(tmp_path / "c.safetensors")
     src = models.hf_dir(tmp_path / "src", "llama", dtype=models.torch.bfloat16)
