@@ -1,7 +1,7 @@
 """Pictures as data, and drawn by matplotlib (the extra `eval`) as SVG and PNG, the same bytes every time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +53,11 @@ def draw(picture: Picture, folder: Path) -> Path:
     """Write FOLDER/NAME.svg and .png; the path of the PNG. Raises UserError without matplotlib."""
     try:
         import matplotlib
+        import textalloc
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise UserError("plots take matplotlib: pip install 'sla-jax[eval]'.") from None
+        raise UserError("plots take matplotlib and textalloc: pip install 'sla-jax[eval]'.") from None
     columns = min(COLUMNS, len(picture.panels))
     rows = math.ceil(len(picture.panels) / columns)
     with matplotlib.rc_context({"svg.hashsalt": picture.name, "font.size": 9.0}):
@@ -68,6 +69,9 @@ def draw(picture: Picture, folder: Path) -> Path:
             _panel(axes, panel)
         for axes in grid[len(picture.panels) :]:
             axes.set_visible(False)
+        figure.draw_without_rendering()  # the layout, in which labels then find their places
+        for axes, panel in zip(grid, picture.panels, strict=False):
+            _labels(axes, panel, textalloc.allocate)
         figure.savefig(folder / f"{picture.name}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{picture.name}.png", dpi=110, metadata={"Software": None})
     return folder / f"{picture.name}.png"
@@ -103,8 +107,35 @@ def _series(axes: Any, series: Series, points: Sequence[Point], number: int) -> 
         markersize=4,
         label=series.name,
     )
-    for point in points:
-        axes.annotate(point.label, (point.x, point.y.value), (5, 3), textcoords="offset points", fontsize=7)
+
+
+def _labels(axes: Any, panel: Panel, allocate: Callable[..., Any]) -> None:
+    """Names beside the marks, inside the axes and off each other, the marks, their intervals and the lines."""
+    drawn = [[point for point in series.points if shown(point, panel.log)] for series in panel.series]
+    points = [point for part in drawn for point in part]
+    named = [point for point in points if point.label]
+    if not named:
+        return
+    lines = [[(point.x, point.y.low), (point.x, point.y.high)] for point in points]
+    lines += [
+        [(point.x, point.y.value) for point in part]
+        for part, one in zip(drawn, panel.series, strict=True)
+        if one.joined
+    ]
+    lines = [line for line in lines if all(math.isfinite(y) for _, y in line)]
+    allocate(
+        axes,
+        [point.x for point in named],
+        [point.y.value for point in named],
+        [point.label for point in named],
+        x_scatter=[point.x for point in points],
+        y_scatter=[point.y.value for point in points],
+        x_lines=[[x for x, _ in line] for line in lines],
+        y_lines=[[y for _, y in line] for line in lines],
+        textsize=7,
+        linecolor="0.6",
+        linewidth=0.6,
+    )
 
 
 def _arm(length: float) -> float:
