@@ -45,6 +45,14 @@ def test_names_stay_inside_the_axes_and_off_each_other(joined):
         assert not one.overlaps(two)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("x", [35.75546759482522, 150.0])
+def test_one_method_is_a_picture_too(tmp_path, x):
+    series = Series("methods", (Point(x, Estimate(0.025, 0.0, 0.0625, 80), "greedy"),))
+    draw(Picture("one", "One", "One mark.", (Panel("one", "seconds", "score", (series,), log=True),)), tmp_path)
+    assert "greedy" in (tmp_path / "one.svg").read_text(encoding="utf-8") and (tmp_path / "one.png").exists()
+
+
 def test_the_same_picture_is_the_same_bytes(tmp_path):
     picture = Picture("crowded", "Crowded", "Five marks.", (crowded(True), crowded(False)))
     made = []

@@ -78,10 +78,14 @@ def draw(picture: Picture, folder: Path) -> Path:
 
 
 def _panel(axes: Any, panel: Panel) -> None:
+    drawn = [[point for point in series.points if shown(point, panel.log)] for series in panel.series]
+    for number, (series, points) in enumerate(zip(panel.series, drawn, strict=True)):
+        _series(axes, series, points, number)
     if panel.log:
         axes.set_xscale("log")
-    for number, series in enumerate(panel.series):
-        _series(axes, series, [point for point in series.points if shown(point, panel.log)], number)
+        xs = [point.x for points in drawn for point in points]
+        if xs and max(xs) < 1.01 * min(xs):  # matplotlib finds no limits around a single place
+            axes.set_xlim(min(xs) / 2, max(xs) * 2)
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
     axes.grid(alpha=0.3)
     axes.margins(x=0.15, y=0.15)
