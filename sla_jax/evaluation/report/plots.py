@@ -78,7 +78,7 @@ def draw(picture: Picture, folder: Path) -> Path:
 
 
 def _panel(axes: Any, panel: Panel) -> None:
-    drawn = [[point for point in series.points if shown(point, panel.log)] for series in panel.series]
+    drawn = _drawn(panel)
     for number, (series, points) in enumerate(zip(panel.series, drawn, strict=True)):
         _series(axes, series, points, number)
     if panel.log:
@@ -91,6 +91,11 @@ def _panel(axes: Any, panel: Panel) -> None:
     axes.margins(x=0.15, y=0.15)
     if len(panel.series) > 1:
         axes.legend(fontsize=8)
+
+
+def _drawn(panel: Panel) -> list[list[Point]]:
+    """Of each series, the marks that have a place on the axes."""
+    return [[point for point in series.points if shown(point, panel.log)] for series in panel.series]
 
 
 def shown(point: Point, log: bool) -> bool:
@@ -115,7 +120,7 @@ def _series(axes: Any, series: Series, points: Sequence[Point], number: int) -> 
 
 def _labels(axes: Any, panel: Panel, allocate: Callable[..., Any]) -> None:
     """Names beside the marks, inside the axes and off each other, the marks, their intervals and the lines."""
-    drawn = [[point for point in series.points if shown(point, panel.log)] for series in panel.series]
+    drawn = _drawn(panel)
     points = [point for part in drawn for point in part]
     named = [point for point in points if point.label]
     if not named:
