@@ -40,12 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import settings
     from jaxtyping import install_import_hook
 
+    from tests.ledger import Ledger
+
     for name, value in STRICT.items():
         jax.config.update(name, value)
     install_import_hook("sla_jax", "beartype.beartype")
     # no deadline: never a timed test; in CI the same examples every time, at a desk new ones
     settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
     settings.load_profile("house")
+    config.pluginmanager.register(Ledger(config, ROOT / ".cache" / "ledger.csv"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
