@@ -6,7 +6,6 @@ for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SL
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,7 +84,7 @@ class LanguageModel:
         self._programs: dict[tuple[Greedy | SLA, bool], Program] = {}
         self._pool_program, self._beam_program = PoolProgram(self._engine), BeamProgram(self._engine)
         self._step_program, self._separators = StepProgram(self._engine), dict[str, np.ndarray]()
-        self._trunk = jax.jit(functools.partial(_rewards, config))
+        self._rewards = jax.jit(_rewards, static_argnums=0)
 
     def stream(
         self,
@@ -242,7 +241,7 @@ class LanguageModel:
         ids = [*prompt, *response]
         padded = np.zeros((1, bucket(len(ids))), np.int32)
         padded[0, : len(ids)] = ids
-        return np.asarray(self._trunk(self.policy, padded))[0, len(prompt) : len(ids)].tolist()
+        return np.asarray(self._rewards(self.config, self.policy, padded))[0, len(prompt) : len(ids)].tolist()
 
     def prompt_ids(self, prompt: Messages | Sequence[int] | str) -> list[int]:
         """Token ids of a raw string, of messages under the chat template, or the ids themselves."""

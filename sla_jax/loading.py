@@ -81,8 +81,11 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
 
 
+@functools.cache
 def engine(config: ModelConfig) -> Engine:
-    """Bind a model to what decoders ask of one. Raises UserError for a reward model."""
+    """Bind a model to what decoders ask of one. Raises UserError for a reward model.
+
+    Equal configs get the same object, so that their models share what is compiled."""
     check_generates(config)
 
     def prefill(params: Policy, prompts: jax.Array, lengths: jax.Array, decoder: Any, capacity: int) -> Any:

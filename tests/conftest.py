@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.flags import POD
+
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": POD,
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "HF_HUB_OFFLINE": "1",
@@ -27,6 +29,7 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "COLUMNS": "120",
 }
+MAPS = 40_000
 STRICT = {
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
@@ -79,14 +82,48 @@ def tiny_tokenizer_dir(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFac
     return directory
 
 
-@pytest.fixture(autouse=True, scope="module")
-def programs_let_go() -> Iterator[None]:
-    """A compiled program takes memory maps, of which a process may have 65,530: with all of a run's it would crash."""
-    yield
-    import jax
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a random tiny Llama with a reward channel (`tests.programs.tiny_checkpoint`). Read only."""
+    from tests.programs import tiny_checkpoint
 
-    jax.clear_caches()
-    gc.collect()
+    return tiny_checkpoint(tmp_path_factory.mktemp("session") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def bare_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a reward channel. Read only."""
+    from tests.programs import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("session") / "bare", channel=False)
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> Any:
+    """The `LanguageModel` of `checkpoint`: what one test has compiled, the others of its process use."""
+    import sla_jax
+
+    return sla_jax.load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def bare_model(bare_checkpoint: Path) -> Any:
+    """The `LanguageModel` of `bare_checkpoint`."""
+    import sla_jax
+
+    return sla_jax.load(bare_checkpoint)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def limit_memory_maps() -> Iterator[None]:
+    """Let compiled programs go when they take many memory maps, of which a process may have 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -5,15 +5,9 @@ import pytest
 
 import sla_jax
 from sla_jax.errors import UserError
-from tests.programs import tiny_checkpoint
 
 SEARCHES = [sla_jax.Greedy(chunk=4), sla_jax.SLA(width=2, chunk=3, depth=1)]
 MESSAGES = [{"role": "user", "content": "How much is 12 + 30?"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return sla_jax.load(tiny_checkpoint(tmp_path_factory.mktemp("api") / "tiny"))
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "sla"])
@@ -79,13 +73,12 @@ def test_a_token_outside_the_vocabulary_is_refused(model):
         model.generate([[3, 320]], max_tokens=[7])
 
 
-def test_looking_ahead_without_a_channel_says_how_to_get_one(tmp_path):
-    bare = sla_jax.load(tiny_checkpoint(tmp_path / "bare", channel=False))
+def test_looking_ahead_without_a_channel_says_how_to_get_one(bare_model):
     with pytest.raises(UserError, match="--channel FILE"):
-        bare.generate([[1, 2]], search=sla_jax.SLA(), max_tokens=[4])
+        bare_model.generate([[1, 2]], search=sla_jax.SLA(), max_tokens=[4])
     with pytest.raises(UserError, match="reward channel"):
-        bare.rewards(MESSAGES, "42")
-    assert len(bare.generate([[1, 2]], search=sla_jax.Greedy(), max_tokens=[4])[0]) <= 4
+        bare_model.rewards(MESSAGES, "42")
+    assert len(bare_model.generate([[1, 2]], search=sla_jax.Greedy(), max_tokens=[4])[0]) <= 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from sla_jax.checkpoint import smollm2
 from sla_jax.errors import UserError
+from tests.flags import QUICK
 from tests.programs import ROOT, run_program
 from tests.serving.background import Background
 
@@ -26,7 +27,6 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *ROOT.glob("channels/*/README.md"),
 ]
-QUICK = "--xla_backend_optimization_level=0"  # compiling is most of the time
 SHORT = ["--max-tokens", "12"]  # appended to generate.py: what is tested is that the command works
 
 

@@ -10,14 +10,14 @@ import generate
 import sla_jax
 from sla_jax import terminal
 from sla_jax.errors import UserError
-from tests.programs import run_program, tiny_checkpoint
+from tests.programs import run_program
 
 SMALL = ["--max-tokens", "20", "--search.chunk", "3", "--search.depth", "1"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("generate") / "tiny"))
+def checkpoint(checkpoint):
+    return str(checkpoint)
 
 
 def test_json_lines(checkpoint, capsys):

@@ -10,7 +10,6 @@ import sla_jax
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.scoring.candidate import Candidate
-from tests.programs import tiny_checkpoint
 
 MESSAGES = [{"role": "user", "content": "How much is 12 + 30?"}]
 WARM = Sampling(temperature=1.0, seed=7)
@@ -28,16 +27,6 @@ class Even:
     def score(self, candidates):
         self.seen += candidates
         return [float(sum(token % 2 == 0 for token in one.tokens)) for one in candidates]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("pools") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return sla_jax.load(checkpoint)
 
 
 def play(model, search, **changes):
@@ -117,18 +106,17 @@ def test_nothing_compiles_for_a_second_answer(model, compiled):
     assert len(compiled) == count
 
 
-def test_what_is_refused(model, tmp_path):
-    bare = sla_jax.load(tiny_checkpoint(tmp_path / "bare", channel=False))
+def test_what_is_refused(model, bare_model):
     search = sla_jax.BestOfN(n=2, chunk=8)
     for wrong, call in {
         "at temperature 0 all n=2 candidates": lambda: play(model, search, sampling=Sampling()),
-        "'reward' needs a reward channel": lambda: play(bare, search),
+        "'reward' needs a reward channel": lambda: play(bare_model, search),
         "not as token ids": lambda: list(model.stream([1, 2], search=search, sampling=WARM, scorer=Even())),
         "goes with BestOfN": lambda: list(model.stream(MESSAGES, search=sla_jax.Greedy(), scorer=Even())),
     }.items():
         with pytest.raises(UserError, match=wrong):
             call()
-    _, ended = play(bare, sla_jax.BestOfN(n=2, chunk=22, score="logprob_mean"))
+    _, ended = play(bare_model, sla_jax.BestOfN(n=2, chunk=22, score="logprob_mean"))
     assert len(ended) == 2
 
 

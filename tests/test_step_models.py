@@ -10,7 +10,6 @@ import sla_jax
 from sla_jax.decode.dvts import boxed
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
-from tests.programs import tiny_checkpoint
 from tests.test_pools import MESSAGES, Even
 from tests.test_pools import play as play_pool
 
@@ -20,16 +19,6 @@ AHEAD = sla_jax.StepBeam(**COMMON, lookahead=1, aggregate="mean")
 BIAS = ((315, 4.0), (2, 2.0))  # "ick" and the end token, so that answers have several steps and some end
 WARM = Sampling(temperature=1.0, seed=7, logit_bias=BIAS)
 BOTH = pytest.mark.parametrize("search", [BEAM, TREES, AHEAD], ids=["step beam", "dvts", "looking ahead"])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("steps") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return sla_jax.load(checkpoint)
 
 
 def play(model, search, **changes):
@@ -130,16 +119,15 @@ def test_nothing_compiles_for_a_second_answer(model, compiled):
     assert len(compiled) == count
 
 
-def test_what_is_refused(model, tmp_path):
-    bare = sla_jax.load(tiny_checkpoint(tmp_path / "bare", channel=False))
+def test_what_is_refused(model, bare_model):
     for wrong, call in {
         "at temperature 0 all n=4 candidates": lambda: play(model, BEAM, sampling=Sampling()),
         "'prod' multiplies probabilities": lambda: play(model, sla_jax.DVTS(**COMMON, aggregate="prod")),
-        "'reward_last' needs a reward channel": lambda: play(bare, TREES),
+        "'reward_last' needs a reward channel": lambda: play(bare_model, TREES),
     }.items():
         with pytest.raises(UserError, match=wrong):
             call()
-    _, ended = play(bare, sla_jax.DVTS(**COMMON, score="logprob_mean"))
+    _, ended = play(bare_model, sla_jax.DVTS(**COMMON, score="logprob_mean"))
     assert ended
 
 

@@ -17,7 +17,6 @@ from sla_jax.decode.snapshot import Branch
 from sla_jax.errors import UserError
 from sla_jax.trace import lines, replay, structure
 from sla_jax.trace.record import fingerprint, piece, record, traced
-from tests.programs import tiny_checkpoint
 
 MESSAGES = [{"role": "user", "content": "How much is 12 + 30?"}]
 WARM = Sampling(temperature=1.0, seed=7, logit_bias=((5, 0.5),))
@@ -29,16 +28,6 @@ SEARCHES = {
     "beam": (sla_jax.BeamSearch(beams=2), Sampling()),
 }
 RIGHT = list(SEARCHES)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("trace") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return sla_jax.load(checkpoint)
 
 
 @pytest.fixture(scope="module")

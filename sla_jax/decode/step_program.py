@@ -4,6 +4,7 @@ Shapes are n lanes and room for max_tokens, whatever the search does; what chang
 program branches, one grows, one looks. No state is donated, as a copy may look ahead of it.
 """
 
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -153,6 +154,7 @@ def accounted(walk: Walk, ahead: Walk) -> Walk:
     return walk._replace(lanes=walk.lanes._replace(**{name: getattr(ahead.lanes, name) for name in names}))
 
 
+@functools.cache  # the same function for the same two, so that models of one shape share what is compiled
 def _then(program: Callable[..., Walk], laid_out: Callable[[Walk], Walk]) -> Callable[..., Walk]:
     return lambda *arguments: laid_out(program(*arguments))
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sla_jax
 from sla_jax.decode.methods import METHODS
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
@@ -21,7 +20,6 @@ from sla_jax.evaluation.rows import read_answers
 from sla_jax.evaluation.settings import BenchmarkConfig, GenerateConfig, MethodConfig, ServerConfig
 from sla_jax.scoring.registry import ScorerConfig
 from tests.evaluation.runs import bytes_of, server
-from tests.programs import tiny_checkpoint
 
 GREEDY = MethodConfig(name="greedy", method="greedy", options={"chunk": 4})
 SLA = MethodConfig(name="sla", method="sla", options={"width": 2, "chunk": 4, "depth": 0})
@@ -38,17 +36,6 @@ WHOLE = [
     MethodConfig(name="dvts", method="dvts", options={"n": 2, "width": 2, "chunk": 4}, sampling=WARM),
 ]
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return sla_jax.load(tiny_checkpoint(tmp_path_factory.mktemp("answers") / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def blind(tmp_path_factory):
-    """A model without a reward channel."""
-    return sla_jax.load(tiny_checkpoint(tmp_path_factory.mktemp("blind") / "tiny", channel=False))
 
 
 # ---- in this process ----
@@ -134,10 +121,10 @@ def test_compilations_are_heard_while_listening_and_no_longer():
     assert heard >= 1 and len(seen) == heard
 
 
-def test_what_a_model_cannot_do_is_refused_before_it_is_asked(model, blind):
+def test_what_a_model_cannot_do_is_refused_before_it_is_asked(model, bare_model):
     with pytest.raises(UserError, match="the method sla ranks by rewards, and this checkpoint has no reward channel"):
-        Local(blind, [GREEDY, SLA], {})
-    assert Local(blind, [GREEDY, RULED], {}).answer(Ask(HELLO, GREEDY, 4, 0)).rewards == []
+        Local(bare_model, [GREEDY, SLA], {})
+    assert Local(bare_model, [GREEDY, RULED], {}).answer(Ask(HELLO, GREEDY, 4, 0)).rewards == []
     product = MethodConfig(name="p", method="dvts", options={"aggregate": "prod"}, sampling=Sampling(temperature=1.0))
     with pytest.raises(UserError, match="the method p: aggregate 'prod'"):
         Local(model, [product], {})

@@ -17,7 +17,6 @@ from sla_jax.evaluation.entropy import figures, reader, rows, run, texts
 from sla_jax.evaluation.entropy.config import EntropyConfig
 from sla_jax.evaluation.entropy.tokens import Tokens, names, tokenized
 from sla_jax.loading import Loaded, load_model
-from tests.programs import tiny_checkpoint
 from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
 
 SENTENCE = "The quick  brown fox,\n naïve 東京 👍🏽 café. "
@@ -61,8 +60,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return load_model(tiny_checkpoint(tmp_path_factory.mktemp("entropy") / "tiny"))
+def model(checkpoint: Path) -> Loaded:
+    return load_model(checkpoint)
 
 
 def data_file(folder: Path, lines: list[Any], name: str = "data.jsonl") -> Path:

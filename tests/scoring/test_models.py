@@ -23,7 +23,6 @@ from sla_jax.scoring.registry import ScorerConfig, make_scorer
 from sla_jax.scoring.reward_model import RewardModelScorer
 from sla_jax.scoring.rows import BATCH_TOKENS, SHARED_TOKENS, Batch, Row, packs, read
 from sla_jax.text import chat_ids, response_ids
-from tests.programs import tiny_checkpoint
 from tests.tiny import byte_level_tokenizer, tiny_hf
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -43,11 +42,6 @@ def candidates(finished: bool) -> list[Candidate]:
 
 
 @pytest.fixture(scope="module")
-def channel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("channel") / "model")
-
-
-@pytest.fixture(scope="module")
 def reward_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reward_checkpoint(tmp_path_factory.mktemp("reward") / "model", num_labels=1)
 
@@ -61,10 +55,10 @@ def reward_checkpoint(directory: Path, num_labels: int) -> Path:
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_the_channels_score_is_the_mean_reward_of_the_answer(channel_dir: Path) -> None:
-    scorer = ChannelScorer(channel_dir)
-    model = sla_jax.load(channel_dir)
-    assert isinstance(scorer, Scorer) and str(channel_dir) in scorer.name
+def test_the_channels_score_is_the_mean_reward_of_the_answer(checkpoint: Path) -> None:
+    scorer = ChannelScorer(checkpoint)
+    model = sla_jax.load(checkpoint)
+    assert isinstance(scorer, Scorer) and str(checkpoint) in scorer.name
     want = [np.mean(model.rewards(QUESTION, text)) for text in TEXTS]
     np.testing.assert_allclose(scorer.score(candidates(True)), want, rtol=1e-4, atol=1e-6)
     unfinished = [np.mean(model.rewards(QUESTION, text)[:-1]) for text in TEXTS]
@@ -72,11 +66,11 @@ def test_the_channels_score_is_the_mean_reward_of_the_answer(channel_dir: Path) 
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_an_answer_without_tokens_is_read_at_the_prompts_end(channel_dir: Path) -> None:
-    model = sla_jax.load(channel_dir)
+def test_an_answer_without_tokens_is_read_at_the_prompts_end(checkpoint: Path) -> None:
+    model = sla_jax.load(checkpoint)
     prompt = chat_ids(model.tokenizer, QUESTION)
     want = model.token_rewards(prompt[:-1], prompt[-1:])
-    np.testing.assert_allclose(ChannelScorer(channel_dir).score([Candidate(QUESTION, "", [], False)]), want, rtol=1e-4)
+    np.testing.assert_allclose(ChannelScorer(checkpoint).score([Candidate(QUESTION, "", [], False)]), want, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -96,18 +90,18 @@ def one_score(loaded: Any, ids: tuple[list[int], list[int]]) -> float:
     return float(np.asarray(hidden) @ np.asarray(loaded.policy.score.weight[...])[:, 0])
 
 
-def test_wrong_kinds_of_checkpoint_are_refused(channel_dir: Path, reward_dir: Path, tmp_path: Path) -> None:
+def test_wrong_kinds_of_checkpoint_are_refused(checkpoint: Path, reward_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no reward channel"):
         ChannelScorer(reward_dir)
     with pytest.raises(UserError, match="no score head"):
-        RewardModelScorer(channel_dir)
+        RewardModelScorer(checkpoint)
     with pytest.raises(UserError, match="3 outputs"):
         RewardModelScorer(reward_checkpoint(tmp_path / "three", num_labels=3))
 
 
-def test_an_answer_beyond_the_context_is_refused(channel_dir: Path) -> None:
+def test_an_answer_beyond_the_context_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UserError, match="context holds 256"):
-        ChannelScorer(channel_dir).score([Candidate(QUESTION, "rude " * 300, [], True)])
+        ChannelScorer(checkpoint).score([Candidate(QUESTION, "rude " * 300, [], True)])
 
 
 def test_every_row_is_read_once_in_few_shapes() -> None:
@@ -156,10 +150,10 @@ def test_a_prompts_answers_are_divided_evenly_over_rows_that_are_not_too_long() 
     assert [len(pack.members) for pack in packs([Row([1] * 2000, [0], 1900), Row([1] * 1950, [0], 1900)])] == [1, 1]
 
 
-def test_answers_side_by_side_score_as_they_do_alone(channel_dir: Path, reward_dir: Path) -> None:
+def test_answers_side_by_side_score_as_they_do_alone(checkpoint: Path, reward_dir: Path) -> None:
     texts = ("I am sorry.", "Go away, you rude one.", "", "Please.")
     four = [Candidate(QUESTION, text, [], True) for text in texts]
-    for scorer in (ChannelScorer(channel_dir), RewardModelScorer(reward_dir)):
+    for scorer in (ChannelScorer(checkpoint), RewardModelScorer(reward_dir)):
         alone = [scorer.score([candidate])[0] for candidate in four]
         np.testing.assert_allclose(scorer.score(four), alone, rtol=1e-4, atol=1e-6)
         assert len(packs([scorer.row(candidate) for candidate in four])) == 1

@@ -19,7 +19,6 @@ from sla_jax.scoring.process import ProcessScorer
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
 from sla_jax.text import load_tokenizer
 from tests.process_models import BAD, GOOD, MODELS, TAG, Made, shepherd_tokenizer
-from tests.programs import tiny_checkpoint
 from tests.scoring.test_models import reward_checkpoint
 
 QUESTION = "How much is 12 + 30?"
@@ -50,11 +49,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     return {name: one._replace(directory=folder / f"{name}-ours") for name, one in found.items()}
 
 
-@pytest.fixture(scope="module")
-def channel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("channel") / "model")
-
-
 def scorer_of(made: dict[str, Made], name: str, **options: Any) -> ProcessScorer:
     """Without a format where the checkpoint leaves no doubt."""
     given = name if name in ("math_shepherd", "rlhflow") else None
@@ -77,10 +71,10 @@ def test_steps_are_judged_as_the_slow_version_judges_them(made: dict[str, Made],
     assert scorer.score(candidates(*ANSWERS)) == [found[-1] for found in got]
 
 
-def test_a_channel_gives_its_reward_at_the_separators(channel_dir: Path) -> None:
-    scorer = ProcessScorer(channel_dir)
-    model = sla_jax.load(channel_dir)
-    tokenizer = load_tokenizer(channel_dir)
+def test_a_channel_gives_its_reward_at_the_separators(checkpoint: Path) -> None:
+    scorer = ProcessScorer(checkpoint)
+    model = sla_jax.load(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     prompt = model.prompt_ids(MESSAGES)
     for answer, found in zip(ANSWERS, scorer.steps(candidates(*ANSWERS)), strict=True):
         ids, places = [], []
@@ -172,21 +166,21 @@ def test_formats_and_layouts_are_the_same() -> None:
     ],
 )
 def test_what_is_refused(
-    made: dict[str, Made], channel_dir: Path, name: str, options: dict, message: str, tmp_path: Path
+    made: dict[str, Made], checkpoint: Path, name: str, options: dict, message: str, tmp_path: Path
 ) -> None:
     if name in ("scalar", "three"):
         directory = reward_checkpoint(tmp_path / "model", num_labels=1 if name == "scalar" else 3)
     else:
-        directory = channel_dir if name == "channel" else made[name].directory
+        directory = checkpoint if name == "channel" else made[name].directory
     with pytest.raises(UserError, match=message):
         ProcessScorer(directory, **options)
 
 
-def test_best_of_n_ranked_by_a_prm(made: dict[str, Made], channel_dir: Path, capsys: pytest.CaptureFixture) -> None:
+def test_best_of_n_ranked_by_a_prm(made: dict[str, Made], checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     """From the command line; the answer is the candidate whose last step scores highest, and the tokens are counted."""
     flags = "--search.method best_of_n --search.n 3 --search.chunk 8 --max-tokens 16 --sampling.temperature 1 --json"
     scorer = ["--scorer.kind", "prm", "--scorer.checkpoint", str(made["head"].directory), "--scorer.aggregate", "min"]
-    generate.main([str(channel_dir), QUESTION, *flags.split(), *scorer])
+    generate.main([str(checkpoint), QUESTION, *flags.split(), *scorer])
     *lines, end = map(json.loads, capsys.readouterr().out.splitlines())
     ended = [one for line in lines for one in line.get("candidates", ())]
     config = ScorerConfig(kind="prm", checkpoint=str(made["head"].directory), aggregate="min")

@@ -12,13 +12,7 @@ from sla_jax.decode.methods import Trees
 from sla_jax.errors import UserError
 from sla_jax.serving import dry_run
 from sla_jax.serving.settings import Profile
-from tests.programs import tiny_checkpoint
 from tests.serving.real_worker import PROFILES, serve_config
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("dry") / "tiny")
 
 
 def report(checkpoint: Path, capsys: Any, **changes: Any) -> str:

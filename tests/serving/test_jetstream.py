@@ -19,7 +19,6 @@ from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.errors import UserError
 from sla_jax.serving.settings import Engines, Profile
-from tests.programs import tiny_checkpoint
 from tests.serving.scripted import BUSY, CLOSED, CONFIG, INFO, TOKENIZER, Scripted, ids, says
 from tests.tiny import sentencepiece_tokenizer
 
@@ -35,11 +34,6 @@ from sla_jax.serving.sizes import sizes_of
 CONTEXT = 96
 PROMPTS = ["The quick brown fox", "How much is 12 + 30?", "Paris.", "naïve café", "Please do not be rude"]
 SEARCHES = [Greedy(chunk=4), SLA(width=2, chunk=3, depth=1)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("jetstream") / "tiny")
 
 
 def engine_of(checkpoint: Path, search: Any) -> jetstream.JetStreamEngine:

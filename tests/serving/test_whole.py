@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import sla_jax
 from sla_jax.serving.metrics import COMPILED
-from tests.programs import run_program, tiny_checkpoint
+from tests.programs import run_program
 from tests.serving.toy_worker import PATIENCE
 from tests.serving.whole import (
     CASES,
@@ -41,16 +41,6 @@ from tests.serving.whole import (
     serving,
     until,
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("whole") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> sla_jax.LanguageModel:
-    return sla_jax.load(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from sla_jax.errors import UserError
 from sla_jax.serving.request import Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.worker import open_model
-from tests.programs import tiny_checkpoint
 from tests.serving.real_worker import Driver, serve_config, started
 from tests.serving.toy_worker import PATIENCE
 from tests.serving.whole import CHAT, Whole, ids, serving, until
@@ -51,16 +50,6 @@ CASES: dict[str, tuple[str, Any, int, dict[str, Any]]] = {
     "dvts": ("dvts", CHAT, 60, {**WARM, "min_tokens": 20}),
     "dvts, short": ("dvts", ids(6, 9), 11, {**WARM, "seed": 9}),
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("whole_answers") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> sla_jax.LanguageModel:
-    return sla_jax.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -314,10 +303,11 @@ def test_heads_over_two_devices_give_the_same_answers(checkpoint, model, expecte
     assert answers == {request.id: tokens_of(expected[request.id]) for request in requests}
 
 
-def test_what_cannot_be_served_is_refused(checkpoint, tmp_path):
+def test_what_cannot_be_served_is_refused(checkpoint, bare_checkpoint):
     with pytest.raises(UserError, match="best .best_of_n. decodes each request alone.*mesh.data=2"):
         open_model(serve_config(checkpoint, profiles=PROFILES[:3], mesh={"data": 2}))
-    bare = tiny_checkpoint(tmp_path / "bare", channel=False)
     with pytest.raises(UserError, match="rejection searches with rewards .*no reward channel"):
-        open_model(serve_config(bare, profiles=(PROFILES[0], PROFILES[3])))
-    open_model(serve_config(bare, profiles=(PROFILES[0], dataclasses.replace(PROFILES[3], score="logprob_mean"))))
+        open_model(serve_config(bare_checkpoint, profiles=(PROFILES[0], PROFILES[3])))
+    open_model(
+        serve_config(bare_checkpoint, profiles=(PROFILES[0], dataclasses.replace(PROFILES[3], score="logprob_mean")))
+    )

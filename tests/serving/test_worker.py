@@ -14,23 +14,12 @@ from sla_jax.serving.request import Inspection, Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.sizes import rows_of
 from sla_jax.serving.worker import Worker, open_model
-from tests.programs import tiny_checkpoint
 from tests.serving.real_worker import PROFILES, Driver, answer, mixed_requests, serve_config, started
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("worker") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def worker(checkpoint: Path) -> Worker:
     return started(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> sla_jax.LanguageModel:
-    return sla_jax.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +170,10 @@ def test_settings_that_cannot_be_served_are_refused(checkpoint: Path, changes: d
         open_model(serve_config(checkpoint, **changes))
 
 
-def test_a_search_without_a_channel_is_refused(tmp_path: Path) -> None:
-    bare = tiny_checkpoint(tmp_path / "bare", channel=False)
+def test_a_search_without_a_channel_is_refused(bare_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="sla.*no reward channel"):
-        open_model(serve_config(bare))
-    opened = open_model(serve_config(bare, profiles=PROFILES[:1]))
+        open_model(serve_config(bare_checkpoint))
+    opened = open_model(serve_config(bare_checkpoint, profiles=PROFILES[:1]))
     assert not opened.model.has_channel
 
 

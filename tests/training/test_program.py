@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sla_jax.training.tiny import generated_pairs
+from tests.flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 TOTAL = 14
@@ -42,7 +43,7 @@ def flags(folder: Path, out: str, **changes: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
