@@ -1,8 +1,8 @@
 """Names the XLA flags that tests compile with, in this process and in the programs that they start.
 
 Compiling is most of a run, and what it makes is called a few times: LLVM does not optimize, and fusions go through
-XLA:CPU's older emitters, which take half the processor time of the newer ones. With the same flags everywhere, a program
-that one process has compiled is read from the cache by the others. `benchmarks/` compile as users do.
+XLA:CPU's older emitters, which take half the processor time of the newer ones. With the same flags everywhere, a
+program that one process has compiled is read from the cache by the others. `benchmarks/` compile as users do.
 """
 
 import importlib.metadata

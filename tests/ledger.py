@@ -1,9 +1,9 @@
 """Counts where a test run's time goes, by module: tracing, lowering, compiling, reading the cache, child processes.
 
 `tests/conftest.py` registers a `Ledger` in every process of a run. A worker of pytest-xdist hands its rows to the
-controller, which prints one table at the end and writes it to `.cache/ledger.csv`. Seconds of JAX are exclusive: a program
-that is traced while another one is traced counts once. `programs` are those that were lowered, `compiled` those that the
-cache did not have.
+controller, which prints one table at the end and writes it to `.cache/ledger.csv`. Seconds of JAX are exclusive: a
+program that is traced while another one is traced counts once. `programs` are those that were lowered, `compiled` those
+that the cache did not have.
 """
 
 import collections
@@ -31,7 +31,7 @@ ROWS_SHOWN = 40
 
 @dataclasses.dataclass
 class Account:
-    """What one test module took: seconds by the clock, of CPU, of JAX by kind, of CPU in ended child processes; counts."""
+    """What one test module took: seconds by the clock, of CPU, of JAX by kind, of ended child processes; counts."""
 
     wall: float = 0.0
     cpu: float = 0.0
