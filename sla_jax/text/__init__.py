@@ -1,0 +1,41 @@
+"""Tokenizers, chat templates, and text that arrives token by token."""
+
+from sla_jax.text.chat import MARKER, chat_ids, chat_text, response_ids, text_of
+from sla_jax.text.stream import TextStream, decode, token_bytes
+from sla_jax.text.template import (
+    DAY,
+    NO_VARIABLES,
+    check_date,
+    check_variables,
+    unread_variables,
+    with_template,
+)
+from sla_jax.text.tokenizer import (
+    PreTrainedTokenizerBase,
+    check_vocabulary,
+    encode,
+    load_tokenizer,
+    tokens_beyond,
+)
+
+__all__ = [
+    "DAY",
+    "MARKER",
+    "NO_VARIABLES",
+    "PreTrainedTokenizerBase",
+    "TextStream",
+    "chat_ids",
+    "chat_text",
+    "check_date",
+    "check_variables",
+    "check_vocabulary",
+    "decode",
+    "encode",
+    "load_tokenizer",
+    "response_ids",
+    "text_of",
+    "token_bytes",
+    "tokens_beyond",
+    "unread_variables",
+    "with_template",
+]
