@@ -1,7 +1,7 @@
 """Tokenizers, chat templates, and text that arrives token by token."""
 
 from sla_jax.text.chat import MARKER, chat_ids, chat_text, response_ids, text_of
-from sla_jax.text.stream import TextStream, decode, token_bytes
+from sla_jax.text.stream import TextStream, decode, spell, token_bytes
 from sla_jax.text.template import (
     DAY,
     NO_VARIABLES,
@@ -12,8 +12,10 @@ from sla_jax.text.template import (
 )
 from sla_jax.text.tokenizer import (
     PreTrainedTokenizerBase,
+    check_characters,
     check_vocabulary,
     encode,
+    encode_behind,
     load_tokenizer,
     tokens_beyond,
 )
@@ -26,13 +28,16 @@ __all__ = [
     "TextStream",
     "chat_ids",
     "chat_text",
+    "check_characters",
     "check_date",
     "check_variables",
     "check_vocabulary",
     "decode",
     "encode",
+    "encode_behind",
     "load_tokenizer",
     "response_ids",
+    "spell",
     "text_of",
     "token_bytes",
     "tokens_beyond",

@@ -9,7 +9,7 @@ from typing import Any
 
 from sla_jax.errors import UserError
 from sla_jax.text.template import MARKER, NO_VARIABLES, render, takes_parts
-from sla_jax.text.tokenizer import PreTrainedTokenizerBase, encode
+from sla_jax.text.tokenizer import PreTrainedTokenizerBase, encode, encode_behind
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of what was thought; templates read the first
 CONTINUE = f"{MARKER} "  # put behind a message that is to be continued; its space tells whether white space is kept
@@ -122,9 +122,7 @@ def response_ids(
         text = full[len(before) : len(full) - len(after)]
     else:
         raise _rewritten(prompt, full)
-    text += _end_of_turn(tokenizer, after)
-    ids, both = encode(tokenizer, prompt), encode(tokenizer, prompt + text)
-    return ids, both[len(ids) :] if both[: len(ids)] == ids else encode(tokenizer, text)
+    return encode_behind(tokenizer, prompt, text + _end_of_turn(tokenizer, after))
 
 
 def _plain(message: Mapping[str, Any], parts: bool) -> dict[str, Any]:

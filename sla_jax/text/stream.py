@@ -5,6 +5,7 @@ What a token adds to a text is known exactly for the two kinds of tokenizer that
 """
 
 import codecs
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -55,6 +56,18 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], before:
     """The text of tokens as a stream says it, behind those `before`."""
     stream = TextStream(tokenizer, before)
     return stream.push(token_ids) + stream.finish()
+
+
+def spell(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """One token's text as it stands behind other text, special ones by name; U+FFFD where it is part of a character."""
+    backend = backend_of(tokenizer)
+    kind, name = _kind_of(backend), backend.id_to_token(token) if token >= 0 else None
+    if name is None or token in _special(backend):
+        return name or ""
+    if kind is not None:
+        return _bytes_of(name, kind).decode("utf-8", "replace")
+    once, twice = (backend.decode([token] * count) for count in (1, 2))
+    return twice.removeprefix(once) or once
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
@@ -160,7 +173,12 @@ def _kind_of(backend: Tokenizer) -> _Kind | None:
     """None if what a token adds to a text is not known from the token alone."""
     if backend.decoder is None:
         return None
-    decoder = json.loads(backend.decoder.__getstate__())
+    return _kind(backend.decoder.__getstate__())
+
+
+@functools.lru_cache(maxsize=32)
+def _kind(state: bytes) -> _Kind | None:
+    decoder = json.loads(state)
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     names = [step["type"] for step in steps]
     if names in (["ByteLevel"], ["ByteLevel", "Fuse"]):

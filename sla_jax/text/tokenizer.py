@@ -61,6 +61,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = Fal
     return list(backend_of(tokenizer).encode(text, add_special_tokens=special).ids)
 
 
+def encode_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> tuple[list[int], list[int]]:
+    """(ids of `before`, ids of the text that goes on from it): one encoding cut in two, unless a token would run across
+    the cut; then the text is tokenized by itself."""
+    ids, both = encode(tokenizer, before), encode(tokenizer, before + text)
+    return ids, both[len(ids) :] if both[: len(ids)] == ids else encode(tokenizer, text)
+
+
 def check_characters(text: str) -> None:
     """Raise UserError for half a surrogate pair: it is no character, and UTF-8 has no bytes for it."""
     try:

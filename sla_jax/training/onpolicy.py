@@ -34,7 +34,7 @@ from sla_jax.model.policy import without_channel
 from sla_jax.progress import bar, say
 from sla_jax.scoring.candidate import Candidate, Score, detailed
 from sla_jax.scoring.registry import make_scorer
-from sla_jax.text import chat_ids
+from sla_jax.text import chat_ids, decode
 from sla_jax.training.hosts import stopping
 from sla_jax.training.onpolicy_config import PairsConfig
 from sla_jax.training.onpolicy_pairs import best_and_worst, summary
@@ -231,7 +231,7 @@ def candidate_seed(seed: int, prompt: Prompt, candidate: int) -> int:
 
 def _candidate(model: Loaded, rounds: Sequence[Round], seed: int) -> dict[str, Any]:
     tokens = [token for one in rounds for token in one.tokens]
-    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = decode(model.tokenizer, tokens)
     finished = any(one.stopped for one in rounds)
     return {"text": text, "tokens": tokens, "n_tokens": len(tokens), "finished": finished, "seed": seed}
 
