@@ -49,7 +49,6 @@ from sla_jax.text import (
     encode,
     response_ids,
     token_bytes,
-    with_template,
 )
 
 GREEDY = Sampling()
@@ -356,11 +355,10 @@ def load(
 
     Chats are rendered with the variables `template`, as if on the day `date` (YYYY-MM-DD; None: today).
     """
-    loaded = load_model(Path(directory), dtype=None if dtype is None else jnp.dtype(dtype))
-    name, tokenizer = Path(directory).resolve().name, loaded.tokenizer
-    if template or date is not None:
-        tokenizer = with_template(tokenizer, template, date)
-    return LanguageModel(loaded.policy, loaded.config, tokenizer, loaded.end_tokens, name)
+    wanted = None if dtype is None else jnp.dtype(dtype)
+    loaded = load_model(Path(directory), dtype=wanted, template=template, date=date)
+    name = Path(directory).resolve().name
+    return LanguageModel(loaded.policy, loaded.config, loaded.tokenizer, loaded.end_tokens, name)
 
 
 def _ends_boxed(decoder: Steppers) -> bool:

@@ -39,6 +39,7 @@ def messages_of(prompt: Sequence[Any] | str) -> list[Message]:
     """The conversation that a scorer sees; of a raw string, one user's turn. Raises UserError for token ids."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    if not all(isinstance(message, Mapping) for message in prompt):
+    messages = [message for message in prompt if isinstance(message, Mapping)]
+    if len(messages) < len(prompt):
         raise UserError("a scorer reads text; give the prompt as messages or a string, not as token ids.")
-    return [{"role": str(message["role"]), "content": text_of(message.get("content"))} for message in prompt]
+    return [{"role": str(message["role"]), "content": text_of(message.get("content"))} for message in messages]
