@@ -89,11 +89,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], voc
     bad = next(token for token in ids if not 0 <= token < vocabulary)
     backend = backend_of(tokenizer)
     name = backend.id_to_token(bad) if bad >= 0 else None
-    spelled = "" if name is None else f" {name!r}"
+    spelled = f"the token {bad}" if name is None else f"the token {name!r} ({bad})"
     known = backend.get_vocab_size(with_added_tokens=True)
     raise UserError(
-        f"{where} has the token{spelled} ({bad}), and the model has an embedding for 0 to {vocabulary - 1} only"
-        + (f"; its tokenizer has {known} tokens. Leave {name!r} out." if name is not None else ".")
+        f"{where}: {spelled} has no embedding; the model's tokens are 0 to {vocabulary - 1}, and its tokenizer has "
+        f"{known}. Leave it out."
     )
 
 

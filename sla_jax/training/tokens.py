@@ -21,7 +21,7 @@ import functools
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,6 @@ import numpy as np
 from sla_jax.errors import UserError
 from sla_jax.text import (
     DAY,
-    NO_VARIABLES,
     PreTrainedTokenizerBase,
     chat_ids,
     check_vocabulary,
@@ -57,7 +56,7 @@ class Rules:
     max_prompt_length: int
     separator: str = SEPARATOR
     last_step_only: bool = False
-    template: Mapping[str, Any] = NO_VARIABLES
+    template: dict[str, Any] = dataclasses.field(default_factory=dict)
     date: str = DAY
     vocabulary: int | None = None
 

@@ -102,7 +102,7 @@ def _tokens(model: Loaded, text: Text) -> Tokens:
         found = tokenized(model.tokenizer, text.content)
     except UserError as error:
         raise UserError(f"{text.where}: {error}") from None
-    check_vocabulary(model.tokenizer, found.ids, model.config.vocab_size, f"{text.where}: the text")
+    check_vocabulary(model.tokenizer, found.ids, model.config.vocab_size, text.where)
     return found
 
 
