@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 import string
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import tyro
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sla_jax.config import dump_yaml, load_yaml, parse
+from sla_jax.config import Variables, dump_yaml, load_yaml, parse
 from sla_jax.errors import UserError
 
 
@@ -67,6 +68,18 @@ class Outer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Mapped:
+    template: Variables = dataclasses.field(default_factory=dict, hash=False)
+    maybe: Variables | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    data: Mapped = Mapped()
+    other: Mapped | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Placed:
     source: tyro.conf.Positional[str]
     max_tokens: int = 4
@@ -117,6 +130,47 @@ def test_checks_run_on_the_result_not_on_the_yaml(tmp_path):
     assert run(path, "--search.width", "2").search.width == 2
     with pytest.raises(UserError, match="width=0 is less than 1"):
         run(path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("aé \"'{[:,-~#\n", max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", min_size=1), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(entries=st.dictionaries(st.text("abc_", min_size=1, max_size=4), VALUES, max_size=3))
+def test_a_mapping_is_given_whole_or_an_entry_at_a_time(entries):
+    whole = run("--data.template", json.dumps(entries), cls=Data)
+    words = [word for name, value in entries.items() for word in (f"--data.template.{name}={json.dumps(value)}",)]
+    assert run(*words, cls=Data) == whole == Data(data=Mapped(template=entries))
+    assert Data() == Data(data=Mapped(template={})), "what all defaults share is not changed"
+
+
+def test_entries_of_a_mapping_join_those_of_the_file(tmp_path):
+    path = yaml_file(tmp_path, "data: {template: {a: 1, b: no}}\n")
+    got = run(
+        path, "--data.template.b", "false", "--data.template.long-name", "26 Jul", "--data.maybe.x", "1", cls=Data
+    )
+    assert got == Data(data=Mapped(template={"a": 1, "b": False, "long_name": "26 Jul"}, maybe={"x": 1}))
+    assert run("--other.template.a", "1", cls=Data).other == Mapped(template={"a": 1})
+    dump_yaml(got, tmp_path / "out.yaml")
+    assert load_yaml(Data, tmp_path / "out.yaml") == got
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.template.a"], "--data.template.a needs a value"),
+        (["--data.template.a", "--data.maybe.b", "1"], "--data.template.a needs a value"),
+        (["--data.template.a", "[1"], "--data.template.a is '[1', which is not valid YAML"),
+        (["--data.template", "[1]"], r"--data.template.*\[1\] is no JSON object"),
+        (["--data.templat.a", "1"], "Did you mean '--data.template'"),
+    ],
+)
+def test_entries_that_cannot_be_read_are_named(words, said):
+    with pytest.raises(UserError, match=said.replace("[1'", r"\[1'")):
+        run(*words, cls=Data)
 
 
 def test_positional_words_stand_after_the_yaml(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ import sla_jax
 from sla_jax import terminal
 from sla_jax.errors import UserError
 from tests.programs import run_program
+from tests.tiny import CHATML
 
 SMALL = ["--max-tokens", "20", "--search.chunk", "3", "--search.depth", "1"]
 
@@ -74,6 +76,22 @@ def test_raw_and_system_change_what_the_model_reads(checkpoint, capsys):
     assert prompt_tokens("--raw") < prompt_tokens() < prompt_tokens("--system", "Be brief.")
 
 
+def test_variables_and_the_day_reach_the_template(checkpoint, tmp_path, capsys):
+    copied = tmp_path / "qwen3"
+    shutil.copytree(checkpoint, copied)
+    thinks = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    (copied / "chat_template.jinja").write_text(CHATML + thinks + "{{ '+' * strftime_now('%d') | int }}")
+
+    def prompt_tokens(*flags: str) -> int:
+        generate.main([str(copied), "Hello", "--json", "--max-tokens", "1", "--search.method", "greedy", *flags])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["usage"]["prompt_tokens"]
+
+    plain = prompt_tokens("--date", "2024-07-26")
+    assert prompt_tokens("--date", "2024-07-26", "--template.enable_thinking", "false") > plain
+    assert prompt_tokens("--date", "2024-07-26", "--template", '{"enable_thinking": true}') == plain
+    assert prompt_tokens("--date", "2024-07-01") < plain
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -85,6 +103,11 @@ def test_raw_and_system_change_what_the_model_reads(checkpoint, capsys):
         (["--max-tokens", "0"], "max_tokens=0"),
         (["--max-tokens", "5000"], "context holds 256"),
         (["--raw", "--system", "x"], "--system needs the chat template"),
+        (["--raw", "--template.a", "1"], "--template is for the chat template"),
+        (["--raw", "--date", "2024-07-26"], "--date is for the chat template"),
+        (["--date", "26 Jul 2024"], "date='26 Jul 2024' is no day"),
+        (["--template.enable_thinking", "false"], "does not read the variable 'enable_thinking'"),
+        (["--template.messages", "[]"], "the template variable 'messages' is not free"),
         (["--json", "--compare", "greedy"], "--json prints one answer"),
         (["--picture", "x.svg"], "give --compare greedy"),
     ],

@@ -28,9 +28,15 @@ class Piece:
 class Answer:
     """The text side of one request."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, index: int = 0, stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        index: int = 0,
+        stops: Sequence[str] = (),
+        before: Sequence[int] = (),  # the tokens of a text that it goes on from
+    ):
         self.finish: str | None = None
-        self._stream, self._index, self._stops = TextStream(tokenizer), index, tuple(stops)
+        self._stream, self._index, self._stops = TextStream(tokenizer, before), index, tuple(stops)
         self._held = ""  # read, but not said yet
         self._length = 0  # characters read
 

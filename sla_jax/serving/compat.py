@@ -11,7 +11,6 @@ piece, so that the key is always there. Its search takes the best tokens at any 
 Errors are OpenAI's error objects; after the first byte they are one more object of the stream.
 """
 
-import asyncio
 import contextlib
 import json
 import secrets
@@ -155,7 +154,7 @@ async def original_answer(gateway: Gateway, body: OriginalBody, request: Request
             for _ in range(body.drawn):
                 sampling = body.sampling(secrets.randbits(63))
                 wanted = gateway.request(read, profile, limit, sampling=sampling, ignore_eos=body.ignore_eos)
-                run.submit(wanted, body.stops)
+                run.submit(wanted, body.stops, continues=read.continues)
             yield noted(run, gateway, request, profile, body.prompt)
 
 
@@ -222,8 +221,7 @@ async def response_rewards(gateway: Gateway, body: RewardBody, request_id: str) 
     """One reward for every token of the response. Raises ApiError."""
     with gateway.reserve(gateway.profile(None)) as places:
         prompt = await gateway.read(body.prompt)
-        response = await asyncio.to_thread(gateway.encode, body.response, special=False)
-        tokens = prompt.tokens + response.tokens
+        tokens = prompt.tokens + await gateway.read_behind(prompt, body.response)
         if len(tokens) > gateway.model.context:
             raise bad(
                 f"prompt and response have {len(tokens)} tokens; this model reads at most {gateway.model.context}.",

@@ -123,8 +123,6 @@ async def _texts(gateway: Gateway, body: RewardsBody) -> tuple[tuple[int, ...], 
     text = body.response or ""
     if messages:
         before, after = await asyncio.to_thread(response_ids, gateway.tokenizer, messages, text)
+        gateway.check_tokens(after, "response")
         return tuple(before), tuple(after)
-    response = await asyncio.to_thread(gateway.encode, text, False)
-    if not response.tokens:
-        raise bad("the response is empty; it needs at least one token.", "response")
-    return prompt.tokens, response.tokens
+    return prompt.tokens, await gateway.read_behind(prompt, text)

@@ -192,6 +192,12 @@ def test_any_server_is_asked_for_what_openai_knows(monkeypatch):
     assert bodies == [{**wanted, "path": "/v1/chat/completions", "key": "Bearer secret"}]
 
 
+def test_variables_of_the_template_are_sent_under_the_name_that_servers_know():
+    with server(lambda body: (200, said())) as (url, bodies):
+        Remote(ServerConfig(url=url, model="m"), template={"enable_thinking": False}).answer(Ask(HELLO, GREEDY, 8, 5))
+    assert bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_our_server_is_asked_for_searches_and_tells_of_them():
     candidate = {"candidate": 0, "text": "Hi.", "score": 0.5, "finish": "stop", "round": 0, "n_tokens": 2}
     rounds = [{"round": 0, "rewards": [0.5, 0.25], "token_ids": [7, 2]}]

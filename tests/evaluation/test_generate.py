@@ -111,6 +111,21 @@ def test_several_at_a_time_give_the_same_files(tmp_path, whole):
     assert bytes_of(out, "answers", "formats") == bytes_of(whole, "answers", "formats")
 
 
+def test_the_template_is_part_of_the_settings_and_older_runs_go_on(tmp_path):
+    config = settings(tmp_path, template={"enable_thinking": False})
+    out = generate(config, Echo())
+    written = read_settings(out)
+    assert (written["template"], written["date"]) == ({"enable_thinking": False}, "2024-07-26")
+    older = {name: value for name, value in written.items() if name not in ("template", "date")}
+    (out / "settings.json").write_text(json.dumps(older))
+    again = Echo()
+    generate(dataclasses.replace(config, template={}), again)
+    assert again.asked == []
+    with pytest.raises(UserError, match="is for a checkpoint; a server has its own day"):
+        server = ServerConfig(url="http://a", model="m")
+        dataclasses.replace(config, checkpoint=None, server=server, methods=config.methods[:1], date="2026-11-30")
+
+
 def changed(config, **changes):
     methods = (config.methods[0], dataclasses.replace(config.methods[1], **changes))
     return dataclasses.replace(config, methods=methods)
@@ -121,6 +136,8 @@ def changed(config, **changes):
     [
         (lambda c: dataclasses.replace(c, seed=1), "seed: was 0, now 1"),
         (lambda c: dataclasses.replace(c, max_tokens=9), "max_tokens: was 8, now 9"),
+        (lambda c: dataclasses.replace(c, template={"x": False}), "template.x: was null, now false"),
+        (lambda c: dataclasses.replace(c, date="2026-11-30"), 'date: was "2024-07-26", now "2026-11-30"'),
         (
             lambda c: changed(c, sampling=Sampling(temperature=0.7)),
             "methods.sampled.sampling.temperature: was 0.8, now 0.7",

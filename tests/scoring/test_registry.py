@@ -62,6 +62,8 @@ def test_a_weighted_sum_keeps_the_parts(own: str) -> None:
         ({"kind": "verifier"}, "'verifier' needs 'answers'"),
         ({"kind": "rules", "checkpoint": "x"}, "'checkpoint' means nothing to the scorer 'rules'"),
         ({"kind": "python", "function": "f", "answers": "x"}, "'answers' means nothing"),
+        ({"kind": "rules", "template": {"a": 1}}, "'template' means nothing to the scorer 'rules'"),
+        ({"kind": "channel", "checkpoint": "x", "date": "today"}, "date='today' is no day"),
         ({"kind": "prm"}, "'prm' needs 'checkpoint'"),
         ({"kind": "channel", "checkpoint": "x", "format": "head"}, "'format' means nothing to the scorer 'channel'"),
         ({"kind": "reward_model", "checkpoint": "x", "label_ids": (1, 2)}, "'label_ids' means nothing"),
