@@ -346,11 +346,11 @@ def _flags(cls: Any, draft: Any, prefix: str = "") -> Iterator[str]:
 def _switches(cls: Any, draft: Any, words: Sequence[str]) -> Iterator[str]:
     """The words, with `--field true` and `--field false` as tyro has them: `--field`, `--no-field`."""
     known, before = set(_flags(cls, draft)), ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         prefix, dot, name = word.replace("_", "-").removeprefix("--").rpartition(".")
         off = f"--{prefix}{dot}no-{name}"
         if before not in known or word not in ("true", "false"):
-            yield off if off in known and following == "false" else word
+            yield off if off in known and words[place + 1 : place + 2] == ["false"] else word
         before = off
 
 
