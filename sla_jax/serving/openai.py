@@ -50,7 +50,10 @@ class Exchange:
         """Places first, tokens second, then everything is submitted; leaving cancels what still runs."""
         order, gateway = self.order, self._gateway
         with gateway.reserve(order.profile, order.places) as places:
-            self._prompts = [await gateway.read(prompt, param=order.prompt_param) for prompt in order.prompts]
+            self._prompts = [
+                await gateway.read(prompt, special=order.add_special_tokens, param=order.prompt_param)
+                for prompt in order.prompts
+            ]
             requests = [
                 gateway.request(
                     prompt,
@@ -58,6 +61,7 @@ class Exchange:
                     self._limit(prompt),
                     sampling=order.sampling_of(choice),
                     ignore_eos=order.ignore_eos,
+                    stop_tokens=order.stop_tokens,
                     top_logprobs=order.top or 0,
                     tree=order.return_tree,
                     param=order.limit_param,
@@ -67,7 +71,13 @@ class Exchange:
             ]
             async with Run(gateway, self._request_id, places) as run:
                 for index, request in enumerate(requests):
-                    run.submit(request, order.stops, continues=self._prompt_of(index).continues)
+                    run.submit(
+                        request,
+                        order.stops,
+                        continues=self._prompt_of(index).continues,
+                        stop_tokens=order.stop_tokens,
+                        skip_special_tokens=order.skip_special_tokens,
+                    )
                 yield run
 
     async def reply(self, run: Run) -> dict[str, Any]:
@@ -94,6 +104,7 @@ class Exchange:
                 more |= {"progress": said.progress} if said.progress else {}
                 more |= {"candidates": said.candidates} if said.candidates else {}
                 more |= {"cost": said.cost} if said.cost else {}
+                more |= self.usage if self.order.continuous_usage else {}
                 yield {**head, "choices": [self._chunk_choice(index, said, first)], **more}
         if self.order.include_usage:
             yield {**head, "choices": [], **self.usage}
@@ -154,10 +165,12 @@ class Exchange:
         return self._prompts[index // self.order.n]
 
     def _candidate(self, index: int, one: Completion) -> dict[str, Any]:
-        prompt = self._prompt_of(index)
+        prompt, order = self._prompt_of(index), self.order
+        tokens = [token for token in one.tokens if token not in order.stop_tokens]
+        before = prompt.tokens if prompt.continues else ()
         return {
             "candidate": one.candidate,
-            "text": decode(self._gateway.tokenizer, one.tokens, prompt.tokens if prompt.continues else ()),
+            "text": decode(self._gateway.tokenizer, tokens, before, skip_special_tokens=order.skip_special_tokens),
             "score": finite(one.score),
             "finish": one.finish,
             "round": one.round,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from sla_jax.config import Variables
 from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
@@ -45,6 +46,7 @@ class Profile:
     filter_duplicates: bool = False
     boxed: bool = False
     traces: bool = False
+    template: Variables = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or "/" in self.name:
@@ -68,7 +70,7 @@ class Profile:
 
     def decoder(self) -> Decoder:
         """The decoder that these settings name; what is not given is its own default."""
-        own = ("name", "method", "slots", "traces")
+        own = ("name", "method", "slots", "traces", "template")
         options = {name: value for name, value in vars(self).items() if name not in own}
         return decoder_of(self.method, options, f"profiles.{self.name}.")
 
@@ -143,6 +145,14 @@ class Tls:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HttpRules:
+    """How strictly requests are read."""
+
+    strict: bool = False
+    """Refuse fields of a body that this server does not know; else they are ignored, and a header names them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """What to serve and how."""
 
@@ -160,6 +170,7 @@ class ServeConfig:
     """Clients must send it (Authorization: Bearer KEY); $SLA_JAX_API_KEY works too and is not seen in `ps`."""
     engine: Engines = Engines()
     limits: Limits = Limits()
+    http: HttpRules = HttpRules()
     tls: Tls = Tls()
     cors: tuple[str, ...] = ()
     """Origins of web pages that may call this server; * for all."""

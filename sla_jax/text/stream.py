@@ -23,9 +23,10 @@ ENOUGH = 4  # pieces that are not empty, behind which no character of UTF-8 is o
 class TextStream:
     """Text from tokens that arrive a few at a time: what has been said is never taken back, and no character is split.
 
-    A token that ends inside a multi-byte character is held until the rest comes. Special tokens are not text. No tokens
-    raise. With `before`, the tokens of a text that these go on from, their text goes on too: the space that is dropped
-    in front of a whole text is kept, and a character that was open there is finished here.
+    A token that ends inside a multi-byte character is held until the rest comes. Special tokens are not text, unless
+    `skip_special_tokens` is false. No tokens raise. With `before`, the tokens of a text that these go on from, their
+    text goes on too: the space that is dropped in front of a whole text is kept, and a character that was open there is
+    finished here.
 
     The pieces joined, `finish` included, are `tokenizer.decode` of all the tokens (with `before`: what of it stands
     behind the text of `before`, all that was whole there)
@@ -37,10 +38,12 @@ class TextStream:
       - for any other kind, if the decoding of tokens is the beginning of the decoding of those tokens with more.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ):
         backend = backend_of(tokenizer)
-        kind = _kind_of(backend)
-        self._open = _Windows(backend) if kind is None else _Pieces(backend, kind)
+        kind, skip = _kind_of(backend), skip_special_tokens
+        self._open = _Windows(backend, skip) if kind is None else _Pieces(backend, kind, skip)
         self._open.skip(before)
 
     def push(self, token_ids: Sequence[int]) -> str:
@@ -52,9 +55,15 @@ class TextStream:
         return self._open.finish()
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], before: Sequence[int] = ()) -> str:
+def decode(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    before: Sequence[int] = (),
+    *,
+    skip_special_tokens: bool = True,
+) -> str:
     """The text of tokens as a stream says it, behind those `before`."""
-    stream = TextStream(tokenizer, before)
+    stream = TextStream(tokenizer, before, skip_special_tokens=skip_special_tokens)
     return stream.push(token_ids) + stream.finish()
 
 
@@ -97,8 +106,9 @@ class _Kind(NamedTuple):
 class _Pieces:
     """Tokens as bytes, bytes as characters."""
 
-    def __init__(self, backend: Tokenizer, kind: _Kind):
-        self._backend, self._kind, self._special = backend, kind, _special(backend)
+    def __init__(self, backend: Tokenizer, kind: _Kind, skip_special_tokens: bool):
+        self._backend, self._kind = backend, kind
+        self._special = _special(backend) if skip_special_tokens else set[int]()
         # an invalid byte of SentencePiece's kind is one U+FFFD each: first a surrogate, of which there is one for each
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace" if kind.letters else "surrogateescape")
         self._strip = kind.strip
@@ -140,8 +150,8 @@ class _Pieces:
 class _Windows:
     """Decoding of the last few tokens with and without the newest."""
 
-    def __init__(self, backend: Tokenizer):
-        self._backend = backend
+    def __init__(self, backend: Tokenizer, skip_special_tokens: bool):
+        self._backend, self._skip = backend, skip_special_tokens
         self._ids: list[int] = []
         self._start = self._read = 0  # of `_ids`, [start, read) is context and the rest is held back
 
@@ -166,7 +176,7 @@ class _Windows:
         return new[len(old) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._backend.decode([token for token in ids if token >= 0], skip_special_tokens=True)
+        return self._backend.decode([token for token in ids if token >= 0], skip_special_tokens=self._skip)
 
 
 def _kind_of(backend: Tokenizer) -> _Kind | None:

@@ -308,6 +308,8 @@ def test_what_cannot_be_served_is_refused(checkpoint, bare_checkpoint):
         open_model(serve_config(checkpoint, profiles=PROFILES[:3], mesh={"data": 2}))
     with pytest.raises(UserError, match="rejection searches with rewards .*no reward channel"):
         open_model(serve_config(bare_checkpoint, profiles=(PROFILES[0], PROFILES[3])))
-    open_model(
-        serve_config(bare_checkpoint, profiles=(PROFILES[0], dataclasses.replace(PROFILES[3], score="logprob_mean")))
-    )
+    by_logprob = dataclasses.replace(PROFILES[3], score="logprob_mean")
+    open_model(serve_config(bare_checkpoint, profiles=(PROFILES[0], by_logprob)))
+    for template, said in (({"messages": 1}, "'messages' is not free"), ({"enable_thinking": False}, "does not read")):
+        with pytest.raises(UserError, match=said):
+            open_model(serve_config(bare_checkpoint, profiles=(dataclasses.replace(PROFILES[0], template=template),)))
