@@ -79,6 +79,19 @@ def response_ids(
     return ids, both[len(ids) :] if both[: len(ids)] == ids else _encode(tokenizer, text)
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template closes an assistant's turn: the last one of `response_ids`.
+
+    None where a turn ends with text, or where there is no template or it fails on a plain chat."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MARKER}]
+    try:
+        text = chat_text(tokenizer, chat, False)
+    except Exception:  # a template is a program: one that needs more than these messages says nothing here
+        return None
+    ids = _encode(tokenizer, _end_of_turn(tokenizer, text.rpartition(MARKER)[2])) if MARKER in text else []
+    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+
+
 class TextStream:
     """Text from tokens that arrive a few at a time: what has been said is never taken back, and no character is split.
 
