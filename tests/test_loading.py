@@ -4,32 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import convert
-import generate
 import sla_jax
-import train
-from sla_jax import checkpoint
 from sla_jax.checkpoint import import_checkpoint
 from sla_jax.errors import UserError
-from sla_jax.evaluation.answering import Ask
-from sla_jax.evaluation.local import Local
-from sla_jax.evaluation.settings import MethodConfig
-from sla_jax.loading import end_tokens
-from sla_jax.model.config import from_hf
-from sla_jax.model.policy import init_policy
-from sla_jax.serving.settings import Profile, ServeConfig
+from sla_jax.loading import end_tokens, load_model
+from sla_jax.serving.settings import Engines, Profile, ServeConfig
 from sla_jax.serving.worker import open_model
 from sla_jax.text import load_tokenizer, response_ids, turn_end
-from tests.checkpoint import gguf_files
-from tests.tiny import CHATML, byte_level_tokenizer, tiny_hf
+from tests.checkpoint import gguf_files, models
+from tests.tiny import CHATML, byte_level_tokenizer
 
 TEXT_END, TURN_START, TURN_END = 0, 1, 2  # <|endoftext|>, <|im_start|>, <|im_end|>
-ANSWER = "Yes, it is."
 CHAT = [{"role": "user", "content": "Say it."}]
 
 
@@ -154,48 +144,17 @@ def test_a_gguf_file_ends_answers_with_what_it_names_and_what_its_template_says(
     assert f"<|endoftext|> (0), {names[0]} (9), {names[1]} (7), <|im_end|> (2)" in printed
 
 
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    """A base model, whose files know <|endoftext|> only, after train.py's SFT on one short answer in ChatML."""
-    folder = tmp_path_factory.mktemp("sft")
-    raw = tiny_hf("llama", vocab_size=320, eos_token_id=TEXT_END)
-    tokenizer = directory(folder / "tokenizer", generation=eos(TEXT_END), eos_token="<|endoftext|>")
-    policy = init_policy(from_hf(raw), jax.random.key(0))
-    checkpoint.save(folder / "base", policy, raw, extras=tokenizer, provenance={"source": "tests"})
-    row = {"messages": [*CHAT, {"role": "assistant", "content": ANSWER}]}
-    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    options = {
-        "model": folder / "base",
-        "out": folder / "run",
-        "task": "sft",
-        "data.files": folder / "rows.jsonl",
-        "data.generated": 0,
-        "data.heldout": 0,
-        "data.cache": None,
-        "data.max_length": 64,
-        "data.max_prompt_length": 48,
-        "channel.weight": 0,
-        "policy.train": "full",
-        "policy.weight": 1,
-        "features.mode": "recompute",
-        "optimizer.batch_size": 4,
-        "optimizer.epochs": 60,
-        "optimizer.learning_rate": 0.01,
-        "save_every": 1000,
-    }
-    train.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    return folder / "run" / "checkpoint"
+def test_a_base_model_with_a_template_ends_turns_at_every_door(tmp_path):
+    """The library, which generate.py and eval.py use, what scorers, judges and train.py pairs load, and the server.
 
-
-def test_a_base_model_after_sft_stops_at_the_end_of_its_turn(tuned, capsys):
-    """In the library, generate.py and evaluation; the server decodes with the same engine and these end tokens."""
-    model = sla_jax.load(tuned)
-    assert model.end_tokens == (TEXT_END, TURN_END)
-    generate.main([str(tuned), CHAT[0]["content"], "--search.method", "greedy", "--max-tokens", "32", "--json"])
-    end = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (end["text"], end["finish_reason"], end["token_ids"][-1]) == (ANSWER, "stop", TURN_END)
-    method = MethodConfig(name="greedy", method="greedy")
-    reply = Local(model, [method], {}).answer(Ask(CHAT, method, 32, 0))
-    assert (reply.text, reply.finish_reason) == (ANSWER, "stop")
-    served = open_model(ServeConfig(checkpoint=str(tuned), profiles=(Profile(name="g", method="greedy", slots=1),)))
-    assert served.model.end_tokens == model.end_tokens
+    tests/slow/test_end_of_turn.py has such a model trained, and stopped by each of the programs."""
+    src = models.hf_dir(tmp_path / "src", vocab_size=320, eos_token_id=TEXT_END)
+    raw = models.config(src)
+    directory(src, generation=eos(TEXT_END), config=raw, eos_token="<|endoftext|>")
+    base = tmp_path / "base"
+    assert import_checkpoint(str(src), base) == []
+    assert sla_jax.load(base).end_tokens == (TEXT_END, TURN_END)
+    assert load_model(base, generates=False).end_tokens == (TEXT_END, TURN_END)
+    profiles = (Profile(name="greedy", method="greedy", slots=1),)
+    opened = open_model(ServeConfig(checkpoint=str(base), profiles=profiles, engine=Engines(context=128)))
+    assert opened.model.end_tokens == (TEXT_END, TURN_END)

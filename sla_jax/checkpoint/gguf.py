@@ -170,7 +170,7 @@ class GgufSource:
 
 
 def generation(metadata: dict[str, Any]) -> dict[str, Any]:
-    """bos, eos (a list when the end of a turn or of a message is another token) and pad ids, as generation_config.json."""
+    """bos, eos (a list when a turn or a message ends with another token) and pad ids, as in generation_config.json."""
     ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", *ENDS, "padding")}
     ends = list(dict.fromkeys(ids[key] for key in ENDS if ids[key] is not None))
     found = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends or None}

@@ -1,9 +1,9 @@
 """What a policy is, read from a Hugging Face `config.json` and from nothing else.
 
-The model never looks at a model's name. Two architectures imply what no config file says (Qwen2 has biases on q, k and v,
-Qwen3 normalizes q and k); `IMPLIED` says it once. Arguments that change the numbers have no defaults of ours: a field that
-a file leaves out has the value of the library that wrote the file (`LIBRARY`), and `left_out` names it; any other is an
-error, never a guess.
+The model never looks at a model's name. Two architectures imply what no config file says (Qwen2 has biases on q, k
+and v, Qwen3 normalizes q and k); `IMPLIED` says it once. Arguments that change the numbers have no defaults of ours: a
+field that a file leaves out has the value of the library that wrote the file (`LIBRARY`), and `left_out` names it; any
+other is an error, never a guess.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from typing import Any, Literal, TypeVar
 from sla_jax.errors import UserError, nearest
 
 # model_type → what a config.json may leave out, and what transformers takes for it: the defaults of LlamaConfig,
-# MistralConfig, Qwen2Config and Qwen3Config (models/*/configuration_*.py), the same from the first release with the class
-# (4.28, 4.34, 4.37 and 4.51) to 5.23. Releases that did not have a field yet computed with this value: Llama had no
-# rope_theta in 4.31 and no mlp_bias in 4.37. Sizes are not here (every release writes them), nor what follows from them:
-# without num_key_value_heads a Llama has as many as heads, and head_dim is hidden_size / heads but for Qwen3.
+# MistralConfig, Qwen2Config and Qwen3Config (models/*/configuration_*.py), the same from the first release that has the
+# class (4.28, 4.34, 4.37 and 4.51) to 5.23. Releases that did not have a field yet computed with this value: Llama had
+# no rope_theta in 4.31 and no mlp_bias in 4.37. Sizes are not here, as every release writes them, nor what follows from
+# them: without num_key_value_heads a Llama has as many as heads, and head_dim is hidden_size / heads but for Qwen3.
 _SHARED = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
 _QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
 _QWEN |= {"sliding_window": 4096, "use_sliding_window": False}
@@ -180,7 +180,9 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def left_out(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that this `config.json` leaves out and the value that each then has in transformers; null is a value."""
+    """The fields that a `config.json` leaves out, each with the value that transformers takes for it.
+
+    A field that is null is not left out."""
     arch = _architecture(raw).lower()
     library = next(values for model_type, values in LIBRARY.items() if arch.startswith(model_type))
     said = {*raw, *_scaling(raw)}

@@ -1,4 +1,4 @@
-"""config.json as earlier releases wrote it: imported with the logits of transformers, and with a note of what it lacks."""
+"""config.json as earlier releases wrote it: imported with transformers' logits, and with a note of what it lacks."""
 
 import functools
 import json
