@@ -5,6 +5,7 @@ between models and decoders.
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +80,19 @@ def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
     return [token for token in dict.fromkeys(found) if token in rows]
 
 
-def _eos_of(path: Path, tokenizer: Any) -> list[int]:
-    """`eos_token_id` of a file: ids or special tokens by name, one or a list, null for none."""
+def _eos_of(path: Path, tokenizer: Any) -> Iterator[int]:
+    """`eos_token_id` of a file: ids or added tokens by name, one or a list, null for none."""
     said = read_json(path).get("eos_token_id")
     named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-    given = [one for one in (said if isinstance(said, list) else [said]) if one is not None]
-    found = [named.get(one) if isinstance(one, str) else one for one in given]
-    if not all(type(token) is int for token in found):
-        raise UserError(
-            f"{path}: eos_token_id is {json.dumps(said)}; expected the id of a token, a list of ids, or null. Correct "
-            "the file."
-        )
-    return found
+    for one in said if isinstance(said, list) else [said]:
+        token = named.get(one) if isinstance(one, str) else one
+        if one is not None and (not isinstance(token, int) or isinstance(token, bool)):
+            raise UserError(
+                f"{path}: eos_token_id is {json.dumps(said)}; expected the id of a token, a list of ids, or null. "
+                "Correct the file."
+            )
+        if token is not None:
+            yield token
 
 
 def use_compilation_cache() -> None:

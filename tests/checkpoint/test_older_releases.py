@@ -137,7 +137,8 @@ def test_a_config_that_says_all_has_no_note_and_comes_back_as_it_was(tmp_path: P
 
 def test_a_gguf_file_may_leave_out_the_base_of_its_rotation(tmp_path: Path) -> None:
     """llama.cpp takes 10000 for it, as transformers does."""
-    gguf_files.write(tmp_path / "m.gguf", **{"llama.rope.freq_base": None})
+    absent: dict[str, Any] = {"llama.rope.freq_base": None}
+    gguf_files.write(tmp_path / "m.gguf", **absent)
     notes = import_checkpoint(str(tmp_path / "m.gguf"), tmp_path / "ours")
     assert taken(notes) == {"rope_theta": 10000.0}
     gguf_files.write(tmp_path / "said.gguf")
