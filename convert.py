@@ -2,7 +2,7 @@
 
 import:   a Hugging Face directory, a public SLA checkpoint, a .gguf file, a hub name, or the word smollm2
 export:   our checkpoint → a Hugging Face directory
-inspect:  what a checkpoint is: config, sizes, channel, provenance
+inspect:  what a checkpoint is: config, sizes, channel, end tokens, provenance
 """
 
 import contextlib
@@ -144,14 +144,15 @@ def progress() -> Iterator["Report"]:
 
 
 def show(found: "Info") -> None:
-    """Print config, sizes, channel and provenance as tables."""
+    """Print config, sizes, channel, end tokens and provenance as tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     sizes = {name: math.prod(param.shape) for name, param in found.params.items()}
     table = Table("", "", show_header=False)
     for name, value in facts(found, sizes).items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     shapes = Table("parameter", "shape", "size", "type")
     for name, param in found.params.items():
         shapes.add_row(name, " × ".join(map(str, param.shape)), f"{sizes[name]:,}", str(param.dtype))
@@ -175,11 +176,24 @@ def facts(found: "Info", sizes: dict[str, int]) -> dict[str, str]:
         "architecture": ", ".join(found.raw_config["architectures"]),
         "parameters": f"{total:,} as {found.dtype} ({size / 1e6:,.1f} MB)",
         "channel": f"{found.channel}, {channel:,} parameters, {found.config.channel}" if channel else "none",
+        "end tokens": ends(found.dir),
         **({"tokens without embedding": ", ".join(beyond)} if beyond else {}),
         "score head": f"{score:,} parameters, {found.config.score}" if found.config.score else "none",
         **{f"config: {name}": str(value) for name, value in config.items()},
         **{f"provenance: {name}": str(value) for name, value in found.provenance.items()},
     }
+
+
+def ends(directory: Path) -> str:
+    """The tokens that end an answer, by name and id."""
+    from sla_jax.loading import end_tokens
+    from sla_jax.text import load_tokenizer
+
+    if not (directory / "tokenizer.json").is_file():
+        return "not known without a tokenizer.json"
+    tokenizer = load_tokenizer(directory)
+    found = end_tokens(directory, tokenizer)
+    return ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in found) or "none"
 
 
 if __name__ == "__main__":

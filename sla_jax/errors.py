@@ -14,8 +14,10 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close.
+
+    Never `name` itself: what was refused is no advice."""
+    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -5,7 +5,7 @@ between models and decoders.
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sla_jax.checkpoint import store
+from sla_jax.checkpoint.sources import read_json
 from sla_jax.decode.program import Engine
 from sla_jax.decode.steps import Steps
 from sla_jax.errors import UserError
@@ -22,7 +23,7 @@ from sla_jax.model.axes import param_shardings, policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy, unstack
 from sla_jax.sharding import SERVE
-from sla_jax.text import NO_VARIABLES, load_tokenizer, with_template
+from sla_jax.text import NO_VARIABLES, load_tokenizer, turn_end, with_template
 
 
 class Loaded(NamedTuple):
@@ -76,11 +77,31 @@ def default_dtype() -> Any:
 
 
 def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
-    """End tokens from generation_config.json, else the tokenizer's own."""
-    path = directory / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    found = tokenizer.eos_token_id if found is None else found
-    return [found] if isinstance(found, int) else list(found or [])
+    """The tokens that end an answer: those of generation_config.json and config.json, the tokenizer's own, and the one
+    with which the chat template closes an assistant's turn.
+
+    All of them, because each alone misses one: the files of a base model name the end of a text, its fine-tuning ends
+    turns. Ids outside the embedding are left out, as no model says them. Raises UserError for an unreadable file."""
+    names = [name for name in ("generation_config.json", "config.json") if (directory / name).exists()]
+    found = [token for name in names for token in _eos_of(directory / name, tokenizer)]
+    found += [token for token in (tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None]
+    rows = range(read_json(directory / "config.json")["vocab_size"])
+    return [token for token in dict.fromkeys(found) if token in rows]
+
+
+def _eos_of(path: Path, tokenizer: Any) -> Iterator[int]:
+    """`eos_token_id` of a file: ids or added tokens by name, one or a list, null for none."""
+    said = read_json(path).get("eos_token_id")
+    named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    for one in said if isinstance(said, list) else [said]:
+        token = named.get(one) if isinstance(one, str) else one
+        if one is not None and (not isinstance(token, int) or isinstance(token, bool)):
+            raise UserError(
+                f"{path}: eos_token_id is {json.dumps(said)}; expected the id of a token, a list of ids, or null. "
+                "Correct the file."
+            )
+        if token is not None:
+            yield token
 
 
 def use_compilation_cache() -> None:

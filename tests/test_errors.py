@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sla_jax.errors import UserError, front_door, nearest
 
@@ -16,6 +18,15 @@ def test_nearest_suggests_a_close_name_only():
     assert nearest("widht", ["depth", "width"]) == " Did you mean 'width'?"
     assert nearest("zzz", ["depth", "width"]) == ""
     assert nearest("a", []) == ""
+
+
+NAMES = st.text("abc", max_size=5)
+
+
+@given(NAMES, st.lists(NAMES, max_size=5))
+def test_nearest_never_suggests_what_was_refused(name, known):
+    assert nearest(name, [name]) == ""
+    assert nearest(name, [*known, name]) == nearest(name, known) != f" Did you mean {name!r}?"
 
 
 def test_front_door_prints_one_paragraph_and_exits_2(capsys):

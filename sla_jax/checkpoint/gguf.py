@@ -25,8 +25,10 @@ def shortest(value: float) -> float:
 
 
 ARCHITECTURES = ("llama",)
+ENDS = ("eos", "eot", "eom")  # the tokens that end a text, a turn and a message
 ROPE_FREQS = "rope_freqs.weight"
-# metadata → config.json; what else is read is in KNOWN
+# metadata → config.json; what else is read is in KNOWN. A file may leave out rope.freq_base, for which llama.cpp takes
+# 10000 as transformers does, so that config.json leaves it out too
 FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "embedding_length": ("hidden_size", int),
     "feed_forward_length": ("intermediate_size", int),
@@ -48,6 +50,7 @@ KNOWN = {
     "rope.scaling.finetuned",
     "vocab_size",
 }
+OPTIONAL = "rope.freq_base"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -104,7 +107,8 @@ class GgufSource:
         self._refuse_unknown()
         shapes = self.shapes()
         config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-        config |= {public: kind(self._need(f"llama.{name}")) for name, (public, kind) in FIELDS.items()}
+        fields = {name: field for name, field in FIELDS.items() if name != OPTIONAL or f"llama.{name}" in self.metadata}
+        config |= {public: kind(self._need(f"llama.{name}")) for name, (public, kind) in fields.items()}
         heads = config["num_attention_heads"]
         config |= {
             "num_key_value_heads": int(self.metadata.get("llama.attention.head_count_kv", heads)),
@@ -155,7 +159,8 @@ class GgufSource:
             return None
         factors = self._dequantize(ROPE_FREQS, self._rope_freqs)
         scaling: dict[str, Any] = {"rope_type": "llama3", "factor": shortest(float(factors.max())), **LLAMA3}
-        expected = llama3_factors(scaling, config["rope_theta"], config["head_dim"])
+        theta = shortest(self._need(f"llama.{OPTIONAL}"))
+        expected = llama3_factors(scaling, theta, config["head_dim"])
         if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
             raise UserError(
                 f"{self.path}: {ROPE_FREQS} is not Llama 3's rope scaling (factors 1 and 4 around 8192 positions), "
@@ -165,9 +170,9 @@ class GgufSource:
 
 
 def generation(metadata: dict[str, Any]) -> dict[str, Any]:
-    """bos, eos (a list when the end of a turn is another token) and pad ids, as in generation_config.json."""
-    ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
-    ends = list(dict.fromkeys(ids[key] for key in ("eos", "eot") if ids[key] is not None))
+    """bos, eos (a list when a turn or a message ends with another token) and pad ids, as in generation_config.json."""
+    ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", *ENDS, "padding")}
+    ends = list(dict.fromkeys(ids[key] for key in ENDS if ids[key] is not None))
     found = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     found["pad_token_id"] = ids["padding"]
     return {name: value for name, value in found.items() if value is not None}

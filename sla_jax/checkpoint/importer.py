@@ -7,6 +7,7 @@ copy of it, whatever the size of the model, because sources map their files and 
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from sla_jax.checkpoint.mapping import CHANNEL_PREFIXES, Slot, check, ignorable,
 from sla_jax.checkpoint.sources import Joined, Source, open_weights, read_json
 from sla_jax.checkpoint.staging import refuse
 from sla_jax.errors import UserError, nearest
-from sla_jax.model.config import ModelConfig, from_hf
+from sla_jax.model.config import ModelConfig, from_hf, left_out
 from sla_jax.text import tokens_beyond
 
 HUB_FILES = [*store.EXTRAS, "config.json"]
@@ -69,7 +70,7 @@ def import_checkpoint(
     params = parameters(config, model.source, target, report)
     provenance = _provenance(model, channel)
     store.write(dst, raw, params, extras=model.extras, provenance=provenance, overwrite=overwrite)
-    return _notes(dst, ignored, config.vocab_size)
+    return _notes(dst, raw, ignored, config.vocab_size)
 
 
 def open_model(src: str, report: Report = lambda what, done, total: None) -> Model:
@@ -153,8 +154,12 @@ def _check_ignored(config: ModelConfig, source: Source, ignored: list[str]) -> N
             )
 
 
-def _notes(dst: Path, ignored: list[str], vocabulary: int) -> list[str]:
-    notes = [f"{len(ignored)} tensors were not needed: {', '.join(ignored[:3])}"] if ignored else []
+def _notes(dst: Path, raw: Mapping[str, Any], ignored: list[str], vocabulary: int) -> list[str]:
+    notes = []
+    if taken := left_out(raw):
+        named = ", ".join(f"{name} = {json.dumps(value)}" for name, value in taken.items())
+        notes.append(f"config.json leaves out what transformers has a value for, and that value is taken: {named}")
+    notes += [f"{len(ignored)} tensors were not needed: {', '.join(ignored[:3])}"] if ignored else []
     if not (dst / "tokenizer.json").exists():
         notes.append(
             f"the source has no tokenizer.json, so {dst} reads and writes token ids only. Save the tokenizer with "

@@ -1,8 +1,9 @@
 """What a policy is, read from a Hugging Face `config.json` and from nothing else.
 
-The model never looks at a model's name. Two architectures imply what their config files leave unsaid (Qwen2 has biases
-on q, k and v, Qwen3 normalizes q and k, and neither slides its window unless told to); `IMPLIED` says it once.
-Arguments that change the numbers have no defaults: a config that lacks `rms_norm_eps` is an error, never 1e-6 by guess.
+The model never looks at a model's name. Two architectures imply what no config file says (Qwen2 has biases on q, k
+and v, Qwen3 normalizes q and k); `IMPLIED` says it once. Arguments that change the numbers have no defaults of ours: a
+field that a file leaves out has the value of the library that wrote the file (`LIBRARY`), and `left_out` names it; any
+other is an error, never a guess.
 """
 
 import dataclasses
@@ -12,13 +13,30 @@ from typing import Any, Literal, TypeVar
 
 from sla_jax.errors import UserError, nearest
 
-# architecture → what its config.json implies without saying it
+# model_type → what a config.json may leave out, and what transformers takes for it: the defaults of LlamaConfig,
+# MistralConfig, Qwen2Config and Qwen3Config (models/*/configuration_*.py), the same from the first release that has the
+# class (4.28, 4.34, 4.37 and 4.51) to 5.23. Releases that did not have a field yet computed with this value: Llama had
+# no rope_theta in 4.31 and no mlp_bias in 4.37. Sizes are not here, as every release writes them, nor what follows from
+# them: without num_key_value_heads a Llama has as many as heads, and head_dim is hidden_size / heads but for Qwen3.
+_SHARED = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
+_QWEN = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28}
+_QWEN |= {"sliding_window": 4096, "use_sliding_window": False}
+LIBRARY: dict[str, dict[str, Any]] = {
+    "llama": {**_SHARED, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+    "mistral": {**_SHARED, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {**_SHARED, **_QWEN},
+    "qwen3": {**_SHARED, **_QWEN, "head_dim": 128, "attention_bias": False},
+}
+# what is read and has no value of the library's; a name that is read is never a misspelling of another
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+REQUIRED += ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# architecture → what no config.json says of it
 IMPLIED: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "LlamaForCausalLMRewardTransformer": {},
     "MistralForCausalLM": {},
-    "Qwen2ForCausalLM": {"qkv_bias": True, "use_sliding_window": False},
-    "Qwen3ForCausalLM": {"qk_norm": True, "use_sliding_window": False},
+    "Qwen2ForCausalLM": {"qkv_bias": True},
+    "Qwen3ForCausalLM": {"qk_norm": True},
 }
 CAUSAL, SEQUENCE, TOKEN = "ForCausalLM", "ForSequenceClassification", "ForTokenClassification"
 VALUE, PROCESS = "ForPrmModel", "ForProcessRewardModel"  # Skywork-o1-Open-PRM, Qwen2.5-Math-PRM
@@ -131,6 +149,7 @@ class ModelConfig:
 def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a Hugging Face `config.json`. Raises UserError naming the field that is missing or not supported."""
     arch = _architecture(raw)
+    raw = {**left_out(raw), **raw}
     need = functools.partial(_need, raw)
     implied = IMPLIED[arch]
     if raw.get("mlp_bias"):
@@ -154,18 +173,28 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=implied.get("qkv_bias", bias),
         out_bias=bias and "qkv_bias" not in implied,
         qk_norm=implied.get("qk_norm", False),
-        windows=_windows({**implied, **raw}, layers),
+        windows=_windows(raw, layers),
         channel=_channel(raw, arch),
         score=_score(raw, arch),
     )
 
 
+def left_out(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a `config.json` leaves out, each with the value that transformers takes for it.
+
+    A field that is null is not left out."""
+    arch = _architecture(raw).lower()
+    library = next(values for model_type, values in LIBRARY.items() if arch.startswith(model_type))
+    said = {*raw, *_scaling(raw)}
+    return {name: value for name, value in library.items() if name not in said}
+
+
 def _need(raw: Mapping[str, Any], name: str, kind: Callable[[Any], T]) -> T:
     """A required field, converted; a missing or unreadable one is an error that names it."""
     if raw.get(name) is None:
-        raise UserError(
-            f"config.json has no {name!r}; it changes the numbers, so it has no default.{nearest(name, raw)}"
-        )
+        came = f"says null for {name!r}" if name in raw else f"has no {name!r}"
+        hint = nearest(name, {*raw}.difference(REQUIRED, *LIBRARY.values()))
+        raise UserError(f"config.json {came}; it changes the numbers, so it has no default.{hint}")
     try:
         return kind(raw[name])
     except (TypeError, ValueError):
@@ -181,9 +210,14 @@ def _architecture(raw: Mapping[str, Any]) -> str:
     raise UserError(f"config.json names the architecture {shown}; supported are {', '.join(IMPLIED)}.{hint}")
 
 
+def _scaling(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_scaling` (transformers < 5), whose kind was called `type` at first, or `rope_parameters` (≥ 5)."""
+    return dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+
+
 def _rope(raw: Mapping[str, Any]) -> Rope:
-    """`rope_theta` + `rope_scaling` (transformers < 5) or `rope_parameters` (transformers ≥ 5)."""
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    """`rope_theta`, beside the scaling (transformers < 5) or in it (≥ 5), and the scaling."""
+    scaling = _scaling(raw)
     fields = {"rope_theta": raw.get("rope_theta"), **scaling}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ROPE_KINDS:

@@ -1,6 +1,6 @@
 """Tokenizers, chat templates, and text that arrives token by token."""
 
-from sla_jax.text.chat import MARKER, chat_ids, chat_text, response_ids, text_of
+from sla_jax.text.chat import MARKER, chat_ids, chat_text, response_ids, text_of, turn_end
 from sla_jax.text.stream import TextStream, decode, spell, token_bytes
 from sla_jax.text.template import (
     DAY,
@@ -41,6 +41,7 @@ __all__ = [
     "text_of",
     "token_bytes",
     "tokens_beyond",
+    "turn_end",
     "unread_variables",
     "with_template",
 ]

@@ -125,6 +125,19 @@ def response_ids(
     return encode_behind(tokenizer, prompt, text + _end_of_turn(tokenizer, after))
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template closes an assistant's turn: the last one of `response_ids`.
+
+    None where a turn ends with text, or where there is no template or it fails on a plain chat."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MARKER}]
+    try:
+        text = chat_text(tokenizer, chat, add_generation_prompt=False)
+    except UserError:  # a template that needs more than these messages says nothing here
+        return None
+    ids = encode(tokenizer, _end_of_turn(tokenizer, text.rpartition(MARKER)[2])) if MARKER in text else []
+    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+
+
 def _plain(message: Mapping[str, Any], parts: bool) -> dict[str, Any]:
     """A message as templates want it: contents in their form, what is None left out, what was thought under the names
     that templates read. Raises UserError."""

