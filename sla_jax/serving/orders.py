@@ -1,7 +1,6 @@
 """What a body of /v1/completions or /v1/chat/completions asks for, checked as far as it can be without its tokens."""
 
 import dataclasses
-import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from sla_jax.decode.methods import useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.errors import ApiError, bad
-from sla_jax.serving.gateway import Gateway
+from sla_jax.serving.gateway import Gateway, seed_of
 from sla_jax.serving.schema import ChatBody, CompletionBody, Message, Sampled, Search
 from sla_jax.serving.settings import ModelInfo, Profile
 
@@ -52,6 +51,9 @@ class Order:
     return_candidates: bool
     return_tree: bool
     return_cost: bool
+    thinking_budget: int | None
+    splits: bool = False  # into thinking and answer
+    tells_thinking: bool = False
 
     @property
     def answers(self) -> int:
@@ -77,8 +79,7 @@ class Order:
         """Choice 0 keeps the seed; the others have seeds made from it."""
         if choice == 0:
             return self.sampling
-        digest = hashlib.sha256(f"{self.sampling.seed}:{choice}".encode()).digest()
-        return dataclasses.replace(self.sampling, seed=int.from_bytes(digest[:8], "big") >> 1)
+        return dataclasses.replace(self.sampling, seed=seed_of(self.sampling.seed, choice))
 
 
 def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
@@ -109,7 +110,9 @@ def chat_order(gateway: Gateway, body: ChatBody) -> Order:
     name = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
     top = body.top_logprobs or 0 if body.logprobs else None
     asked = Asked([plain_messages(gateway, body.messages)], "messages", getattr(body, name), name, None)
-    return _order(gateway, body, asked, top=top, echo=False)
+    splits = gateway.reasoner.on and body.separate_reasoning is not False
+    order = _order(gateway, body, asked, top=top, echo=False)
+    return dataclasses.replace(order, splits=splits, tells_thinking=splits and body.include_reasoning is not False)
 
 
 def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -190,6 +193,7 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
     profile, sampling = choose(gateway.model, body.model, body.search), _sampling(body, gateway.model.vocabulary)
     _check_profile(profile, sampling, told, top)
+    budget = _thinking_budget(gateway, profile, body.max_thinking_tokens, told.thinking_budget)
     return Order(
         model=body.model or gateway.model.name,
         profile=profile,
@@ -207,6 +211,7 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         return_candidates=told.return_candidates,
         return_tree=told.return_tree,
         return_cost=told.return_cost,
+        thinking_budget=budget,
     )
 
 
@@ -233,6 +238,27 @@ def _check_profile(profile: Profile, sampling: Sampling, told: Search, top: int 
         )
     if told.return_rewards and profile.method == "beam":
         raise bad("return_rewards is set; beam search reads no rewards. /v1/rewards does.", "search.return_rewards")
+
+
+def _thinking_budget(gateway: Gateway, profile: Profile, top: int | None, inner: int | None) -> int | None:
+    """The budget, by either of its names. Raises ApiError where no thinking can be ended."""
+    if top is not None and inner not in (None, top):
+        message = f"max_thinking_tokens is {top} and search.thinking_budget is {inner}; give one."
+        raise bad(message, "max_thinking_tokens")
+    budget, name = (inner, "search.thinking_budget") if top is None else (top, "max_thinking_tokens")
+    if budget is not None and not gateway.reasoner.on:
+        raise bad(
+            f"{name} is {budget}; the model does not think in <think> … </think>, as far as its chat template and its "
+            "tokens say, or the server's option `reasoning` is off.",
+            name,
+        )
+    if budget is not None and not profile.streams:
+        raise bad(
+            f"{name} is {budget}; the profile {profile.name} ({profile.method}) has no text before its end, so that "
+            "its thinking cannot be ended. Choose a profile that streams (greedy, sla).",
+            name,
+        )
+    return budget
 
 
 def _sampling(body: Sampled, vocabulary: int) -> Sampling:

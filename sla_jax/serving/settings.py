@@ -165,6 +165,8 @@ class ServeConfig:
     """Origins of web pages that may call this server; * for all."""
     keep_alive: float = 15.0
     """Seconds without text after which a stream gets a comment, so that proxies do not close it."""
+    reasoning: Literal["auto", "off", "think"] = "auto"
+    """Whether `<think>…</think>` of a chat is told as `reasoning_content`; auto: if the model knows the tags."""
     log_prompts: bool = False
     """Write prompts and answers to the log."""
     ui: Path | None = None
