@@ -100,8 +100,8 @@ class Engines:
     """Weights and cache; float32 on CPU and bfloat16 elsewhere unless said."""
     mesh: MeshShape = MeshShape()
     """Devices to use; their product has to be the number there is."""
-    context: int = 1024
-    """Longest prompt and answer together, in tokens."""
+    context: int | None = None
+    """Longest prompt and answer together, in tokens; unless said, the model's own, as memory allows (context.py)."""
     buckets: tuple[int, ...] = ()
     """Cache lengths to compile for, ascending; short requests run in short ones. Empty: 256, 1024, … to the context."""
     prefill_chunk: int = 64
