@@ -86,7 +86,7 @@ class Prompt(NamedTuple):
 class Part(NamedTuple):
     """A request that has not ended: an answer's only one, or the one that goes on with it."""
 
-    index: int  # of the answer
+    number: int  # of the answer
     request: Request
     began: float  # time.monotonic() seconds, of the answer
     before: Event = Event()  # the last one of the request that this one goes on with
@@ -126,11 +126,11 @@ class Run:
         part = Part(len(self._answers), request, time.monotonic())
         if thinking and thinking.budget == 0 and thinking.place == "inside":
             self._answers.append(
-                Answer(self._gateway.tokenizer, part.index, stops, dataclasses.replace(thinking, budget=None))
+                Answer(self._gateway.tokenizer, part.number, stops, dataclasses.replace(thinking, budget=None))
             )
             self._end_thinking(part)
         else:
-            self._answers.append(Answer(self._gateway.tokenizer, part.index, stops, thinking))
+            self._answers.append(Answer(self._gateway.tokenizer, part.number, stops, thinking))
             self._start(part)
 
     def _start(self, part: Part, *said: Event) -> None:
@@ -148,7 +148,7 @@ class Run:
 
         `last`: the event at which it was cut; none where it had not begun.
         """
-        answer, request = self._answers[part.index], part.request
+        answer, request = self._answers[part.number], part.request
         room = request.max_tokens - len(answer.tokens)
         ending = self._gateway.reasoner.ending[:room]
         count, left = len(ending), room - len(ending)
@@ -165,7 +165,7 @@ class Run:
             began=None if last is None else part.began,
         )
         said = Event(tokens=list(ending), logprobs=[0.0] * count, tops=[[]] * count, finish=None if left else "length")
-        self._start(Part(part.index, following, part.began, last or Event()), said)
+        self._start(Part(part.number, following, part.began, last or Event()), said)
 
     async def inspect(self, tokens: tuple[int, ...], top_logprobs: int = 0) -> Inspected:
         """Rewards and log-probabilities of a text. Raises ApiError if they could not be had."""
@@ -204,7 +204,7 @@ class Run:
                 continue  # it had ended at a stop string, or at the end of its thinking
             part = self._open[name]
             event = part.in_answer(event)
-            piece = self._answers[part.index].read(event)
+            piece = self._answers[part.number].read(event)
             if piece.cut:
                 self._end_thinking(part, piece.event)
             if piece.finish or piece.cut:

@@ -150,7 +150,10 @@ async def _plain(request: Request, error: Exception) -> Response:
         405: f"{where}: this path does not take the method {request.method}.",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return ErrorResponse(ApiError(error.status_code, message, headers=error.headers))
+    headers, methods = error.headers, request.app.openapi()["paths"].get(request.url.path)
+    if error.status_code == 405 and methods:  # Starlette names the methods of the path's first route alone
+        headers = {"allow": ", ".join(sorted(name.upper() for name in methods))}
+    return ErrorResponse(ApiError(error.status_code, message, headers=headers))
 
 
 def _bounded(schema: Any, vocabulary: int) -> Any:

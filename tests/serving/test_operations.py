@@ -21,6 +21,8 @@ def test_ping_is_health_and_needs_no_key(state):
     for method in ("GET", "POST"):
         ping = call(app, "/ping", method=method)
         assert (ping.status_code, ping.json()) == (health.status_code, health.json())
+    refused = call(app, "/ping", method="DELETE")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
     paths = app.openapi()["paths"]
     assert "security" not in paths["/ping"]["get"] and "security" in paths["/tokenizer_info"]["get"]
 

@@ -18,8 +18,8 @@ from sla_jax.serving.accounts import total
 from sla_jax.serving.answer import Answer
 from sla_jax.serving.http import create_app
 from sla_jax.serving.metrics import Metrics
-from sla_jax.serving.reasoning import ENDING, Reasoner, Splitter, Thinking
-from sla_jax.serving.request import Event, Request
+from sla_jax.serving.reasoning import ENDING, Place, Reasoner, Splitter, Thinking
+from sla_jax.serving.request import Event, Finish, Request
 from sla_jax.serving.settings import Profile
 from tests.serving.asgi import WAIT, Caller, call, events
 from tests.serving.fake import FakeService, fake_app
@@ -66,7 +66,7 @@ class Mind:
     answer: str = "It is 東."
     chunk: int = 3
 
-    def tokens(self, prompt: Sequence[int], limit: int) -> tuple[list[int], str]:
+    def tokens(self, prompt: Sequence[int], limit: int) -> tuple[list[int], Finish]:
         """What it says, and how that ends."""
         turn = self.tokenizer.backend_tokenizer.decode(list(prompt), skip_special_tokens=False).rpartition(
             "<|im_start|>"
@@ -292,7 +292,7 @@ def test_the_openai_client_sees_it():
 # ---- budgets ----
 
 
-def expected(mind: Mind, prompt: Sequence[int], limit: int, budget: int, place: str) -> tuple[list[int], str]:
+def expected(mind: Mind, prompt: Sequence[int], limit: int, budget: int, place: Place) -> tuple[list[int], Finish]:
     """The tokens of an answer whose thinking has a budget, and how it ends: the rule, from the unlimited answer."""
     tokens, finish = mind.tokens(prompt, limit)
     backend = mind.tokenizer.backend_tokenizer
@@ -316,7 +316,7 @@ def test_a_budget_ends_the_thinking_and_nothing_else(tokenizer):
     service = Scripted()
     app = app_of(service, tokenizer)
     prompt = list(tokenizer.apply_chat_template(QUESTION["messages"], add_generation_prompt=True)["input_ids"])
-    place = "inside" if tokenizer is R1 else "before"
+    place: Place = "inside" if tokenizer is R1 else "before"
 
     @settings(max_examples=30)
     @given(
