@@ -1,6 +1,7 @@
 """How many tokens' keys and values a device has room for."""
 
 import dataclasses
+import os
 from typing import TypeVar
 
 import jax
@@ -17,6 +18,12 @@ def free_bytes() -> int | None:
     if "bytes_limit" not in stats:
         return None
     return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+
+
+def total_bytes() -> int:
+    """Memory of the first device; the machine's where it does not say, as a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def fitted(decoder: Decoder, position_bytes: int, free: int | None, requests: int = 1) -> Decoder:

@@ -20,6 +20,16 @@ class Ledger(NamedTuple):
         return Cost(**counts, kv_bytes=self.position * (self.prompt + places), seconds=seconds)
 
 
+def total(first: Cost | None, second: Cost | None) -> Cost | None:
+    """The cost of an answer that one request began and another went on with; the peak is the higher one's."""
+    if first is None or second is None:
+        return first or second
+    counts = {
+        field.name: getattr(first, field.name) + getattr(second, field.name) for field in dataclasses.fields(Cost)
+    }
+    return Cost(**{**counts, "kv_bytes": max(first.kv_bytes, second.kv_bytes)})
+
+
 @dataclasses.dataclass
 class Tally:
     """The account of a search for whole answers, which tells of its lanes round by round."""

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from sla_jax.checkpoint import store
 from sla_jax.decode.beam import BeamSearch
+from sla_jax.decode.memory import total_bytes
 from sla_jax.decode.methods import Pools, Steppers, Trees
 from sla_jax.decode.pool import Phase
 from sla_jax.decode.step_program import phase_of
@@ -29,6 +30,7 @@ from sla_jax.model import decoding
 from sla_jax.model.axes import policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import init_policy, unstack
+from sla_jax.serving.context import with_context
 from sla_jax.serving.engine import Program, generate_program, prompt_row, state_axes, state_shapes
 from sla_jax.serving.pools import (
     PoolDesign,
@@ -80,8 +82,11 @@ def report(config: ServeConfig) -> None:
     directory = Path(config.checkpoint)
     model = store.info(directory).config
     check_profiles(config, model)
-    sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     machine = machine_of(config)
+    config, why = with_context(config, model, memory=int(machine.chip_bytes))
+    if why:
+        console.print(why)
+    sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     ends = len(end_tokens(directory, load_tokenizer(directory))) + MAX_STOP_TOKENS
     weights = chip_bytes(policy_shapes(model, machine))
     with console.status(f"compiling for {machine.name}: reading prompts"):
@@ -121,8 +126,7 @@ def machine_of(config: ServeConfig) -> Machine:
         devices, memory, name = slice_devices(config.target), chip_memory(config.target), config.target
     else:
         devices, name = jax.devices(), f"this machine ({jax.devices()[0].device_kind})"
-        stats = devices[0].memory_stats() or {}
-        memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = total_bytes()
     count = shape.data * shape.tensor
     if count > len(devices):
         raise UserError(

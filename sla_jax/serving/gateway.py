@@ -13,20 +13,23 @@ For more than one request at a time there are the parts: `reserve`, `read`, `run
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError, nearest
+from sla_jax.serving.accounts import total
 from sla_jax.serving.answer import Answer, Piece
+from sla_jax.serving.backend import Backend, Places
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.messages import Chat
-from sla_jax.serving.request import Answer as Hear
-from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request, Sink
+from sla_jax.serving.reasoning import Reasoner, Thinking
+from sla_jax.serving.request import Event, Inspected, Inspection, Request
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
 from sla_jax.text import (
     PreTrainedTokenizerBase,
@@ -39,46 +42,6 @@ from sla_jax.text import (
 )
 
 
-@runtime_checkable
-class Places(Protocol):
-    """Places in a profile's queue (`service.Ticket`). Leaving gives back those that were not used."""
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Queue a request."""
-        ...
-
-    def inspect(self, inspection: Inspection, answer: Hear) -> None:
-        """Queue an inspection."""
-        ...
-
-    def __enter__(self) -> "Places": ...
-
-    def __exit__(self, *failure: object) -> None: ...
-
-
-@runtime_checkable
-class Backend(Protocol):
-    """What HTTP asks of `service.Service`."""
-
-    @property
-    def state(self) -> str:
-        """ready, or why not."""
-        ...
-
-    @property
-    def error(self) -> str | None:
-        """Why it failed."""
-        ...
-
-    def reserve(self, profile: str, count: int = 1) -> Places:
-        """Places in a queue. Raises Overloaded, Unavailable."""
-        ...
-
-    def cancel(self, request_id: str, finish: Finish = "abort") -> bool:
-        """Ask for an end, and say which."""
-        ...
-
-
 class Prompt(NamedTuple):
     """What the model reads, and the same as text with the place of every token in it (for echo)."""
 
@@ -89,16 +52,41 @@ class Prompt(NamedTuple):
     continues: bool = False  # an answer's text goes on with this one; a chat's stands alone
 
 
+class Part(NamedTuple):
+    """A request that has not ended: an answer's only one, or the one that goes on with it."""
+
+    number: int  # of the answer
+    request: Request
+    began: float  # time.monotonic() seconds, of the answer
+    before: Event = Event()  # the last one of the request that this one goes on with
+
+    def in_answer(self, event: Event) -> Event:
+        """An event as one of the whole answer."""
+        if self.request.began is None:
+            return event
+        rounds = 0 if self.before.round is None else self.before.round + 1
+        return event._replace(
+            round=None if event.round is None else rounds + event.round,
+            explored=self.before.explored + event.explored,
+            cached=self.before.cached,
+            cost=total(self.before.cost, event.cost),
+        )
+
+
 class Run:
-    """Requests that run together, merged into one sequence of pieces. Leaving it cancels what has not ended."""
+    """Answers that are made together, merged into one sequence of pieces. Leaving it cancels what has not ended.
+
+    A thinking that has used its budget up is ended by saying the closing tag in the model's place: a second request,
+    with all that was said for its prompt, goes on with the answer, and what the first one said beyond it is dropped.
+    """
 
     def __init__(self, gateway: "Gateway", request_id: str, places: Places):
         self.id = request_id
         self._gateway, self._places = gateway, places
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._answers: list[Answer] = []
-        self._open: dict[int, str] = {}  # index → the service's id
+        self._open: dict[str, Part] = {}  # by the service's id
         self._checks: set[str] = set()
         self._cancelled = False
 
@@ -108,19 +96,63 @@ class Run:
         stops: Sequence[str] = (),
         *,
         continues: bool = False,
+        thinking: Thinking | None = None,
         stop_tokens: Sequence[int] = (),
         skip_special_tokens: bool = True,
     ) -> None:
         """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours.
 
         `continues`: its text goes on with the prompt's."""
-        index = len(self._answers)
+        part = Part(len(self._answers), request, time.monotonic())
+        unread = thinking is not None and thinking.budget == 0 and thinking.place == "inside"
+        answer = Answer(
+            self._gateway.tokenizer,
+            part.number,
+            stops,
+            request.prompt if continues else (),
+            thinking=dataclasses.replace(thinking, budget=None) if thinking and unread else thinking,
+            stop_tokens=stop_tokens,
+            skip_special_tokens=skip_special_tokens,
+        )
+        self._answers.append(answer)
+        if unread:
+            self._end_thinking(part)
+        else:
+            self._start(part)
+
+    def _start(self, part: Part, *said: Event) -> None:
+        """Submit a request; what is `said` in the model's place comes before its own events."""
         name = self._gateway.number(self.id)
-        before = request.prompt if continues else ()
-        spelling: dict[str, Any] = {"stop_tokens": stop_tokens, "skip_special_tokens": skip_special_tokens}
-        self._answers.append(Answer(self._gateway.tokenizer, index, stops, before, **spelling))
-        self._places.submit(dataclasses.replace(request, id=name), lambda event: self._post(index, event))
-        self._open[index] = name
+        self._open[name] = part
+        for event in said:
+            self._events.put_nowait((name, event))
+        if part.request.max_tokens:
+            request = dataclasses.replace(part.request, id=name)
+            self._places.submit(request, lambda event: self._call(lambda: self._events.put_nowait((name, event))))
+
+    def _end_thinking(self, part: Part, last: Event | None = None) -> None:
+        """Say the closing tag, as much of it as there is room for, and let the model go on from there.
+
+        `last`: the event at which it was cut; none where it had not begun.
+        """
+        answer, request = self._answers[part.number], part.request
+        room = request.max_tokens - len(answer.tokens)
+        ending = self._gateway.reasoner.ending[:room]
+        count, left = len(ending), room - len(ending)
+        sampling = dataclasses.replace(
+            request.sampling,
+            seed=seed_of(request.sampling.seed, "answer"),
+            min_tokens=max(0, request.sampling.min_tokens - len(answer.tokens) - count),
+        )
+        following = dataclasses.replace(
+            request,
+            prompt=(*request.prompt, *answer.tokens, *ending),
+            max_tokens=left,
+            sampling=sampling,
+            began=None if last is None else part.began,
+        )
+        said = Event(tokens=list(ending), logprobs=[0.0] * count, tops=[[]] * count, finish=None if left else "length")
+        self._start(Part(part.number, following, part.began, last or Event()), said)
 
     async def inspect(self, tokens: tuple[int, ...], top_logprobs: int = 0) -> Inspected:
         """Rewards and log-probabilities of a text. Raises ApiError if they could not be had."""
@@ -154,14 +186,18 @@ class Run:
     async def __anext__(self) -> Piece:
         """The next piece of any answer. Raises ApiError when one fails or runs out of time."""
         while self._open:
-            index, event = await self._events.get()
-            if index not in self._open:
-                continue  # it had ended at a stop string
-            piece = self._answers[index].read(event)
-            if piece.finish:
-                name = self._open.pop(index)
+            name, event = await self._events.get()
+            if name not in self._open:
+                continue  # it had ended at a stop string, or at the end of its thinking
+            part = self._open[name]
+            event = part.in_answer(event)
+            piece = self._answers[part.number].read(event)
+            if piece.cut:
+                self._end_thinking(part, piece.event)
+            if piece.finish or piece.cut:
+                del self._open[name]
                 if event.finish is None:
-                    self._gateway.service.cancel(name, "stop")
+                    self._gateway.service.cancel(name, "continued" if piece.cut else "stop")
                 elif failure := ended(event.finish, event.error):
                     raise failure
             return piece
@@ -181,11 +217,8 @@ class Run:
     def cancel(self) -> bool:
         """Ask the service to end what has not ended; whether there was any."""
         self._cancelled = True
-        names = [*self._open.values(), *self._checks]
+        names = [*self._open, *self._checks]
         return sum(self._gateway.service.cancel(name) for name in names) > 0
-
-    def _post(self, index: int, event: Event) -> None:
-        self._call(lambda: self._events.put_nowait((index, event)))
 
     def _call(self, action: Callable[[], object]) -> None:
         """Do it on the event loop, if there still is one."""
@@ -198,6 +231,7 @@ class Gateway:
 
     def __init__(self, service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):
         self.service, self.model, self.tokenizer, self.config = service, model, tokenizer, config
+        self.reasoner = Reasoner(tokenizer, config.reasoning)
         self.runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
 
@@ -330,6 +364,12 @@ class Gateway:
             return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets), continues=True)
         self.check_tokens(prompt, "prompt")
         return _spell(self.tokenizer, tuple(prompt))
+
+
+def seed_of(seed: int, part: str | int) -> int:
+    """The seed of a part of what a request asks for, made from the request's own."""
+    digest = hashlib.sha256(f"{seed}:{part}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def new_id(kind: str) -> str:

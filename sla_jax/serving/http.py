@@ -18,9 +18,10 @@ from starlette.responses import Response
 
 from sla_jax.errors import UserError
 from sla_jax.serving import compat, generation, operations
+from sla_jax.serving.backend import Backend
 from sla_jax.serving.complaints import UnknownFields, complaint, model_of
 from sla_jax.serving.errors import ApiError, as_api_error
-from sla_jax.serving.gateway import Backend, Gateway
+from sla_jax.serving.gateway import Gateway
 from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.middleware import OPEN, Bodies, Entry, Key
 from sla_jax.serving.replies import ErrorReply
@@ -155,7 +156,10 @@ async def _plain(request: Request, error: Exception) -> Response:
         405: f"{where}: this path does not take the method {request.method}.",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return ErrorResponse(ApiError(error.status_code, message, headers=error.headers))
+    headers, methods = error.headers, request.app.openapi()["paths"].get(request.url.path)
+    if error.status_code == 405 and methods:  # Starlette names the methods of the path's first route alone
+        headers = {"allow": ", ".join(sorted(name.upper() for name in methods))}
+    return ErrorResponse(ApiError(error.status_code, message, headers=headers))
 
 
 def _bounded(schema: Any, vocabulary: int) -> Any:

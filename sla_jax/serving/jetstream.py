@@ -29,10 +29,11 @@ import numpy as np
 from sla_jax.decode.program import check_prompt, fetch
 from sla_jax.decode.result import unpack
 from sla_jax.errors import UserError
+from sla_jax.serving.backend import Backend
 from sla_jax.serving.compat import jetstream_samples
 from sla_jax.serving.engine import Engine
 from sla_jax.serving.errors import ApiError, bad
-from sla_jax.serving.gateway import Backend, Gateway
+from sla_jax.serving.gateway import Gateway
 from sla_jax.serving.request import Overloaded, Request, Unavailable
 from sla_jax.serving.settings import ModelInfo, ServeConfig
 

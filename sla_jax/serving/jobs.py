@@ -80,11 +80,12 @@ class Stream(Job):
 
     request: Request
     sink: Sink
+    began: float  # when its answer did, which another request may have begun
     since: float  # when it was submitted, or its last text was sent
     reading: Reading | None = None
     rounds: int = 0
     explored: int = 0
-    started: bool = False  # its first text has been sent
+    started: bool = False  # its answer's first text has been sent
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -111,9 +112,12 @@ def new_stream(request: Request, sink: Sink, now: float) -> Stream:
         profile=request.profile,
         prompt=request.prompt,
         deadline=request.deadline,
+        goes_on=request.began is not None,
         request=request,
         sink=sink,
+        began=now if request.began is None else request.began,
         since=now,
+        started=request.began is not None,
     )
 
 

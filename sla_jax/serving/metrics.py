@@ -1,7 +1,9 @@
-"""What Prometheus may ask: our names, and JetStream's as aliases of them.
+"""What Prometheus may ask: our names, and those of JetStream and vLLM, which say the same of the whole server.
 
-Every server has its own registry, so that several can live in one process. Seconds of the service's thread are split
-into waiting for the device and everything else (`host`): their quotient is what serving costs beyond the model.
+vLLM's names (vllm/v1/metrics/loggers.py) are what dashboards and routers of the field know. They have the label
+`model_name` and no profile; the histograms have its buckets. Every server has its own registry, so that several can
+live in one process. Seconds of the service's thread are split into waiting for the device and everything else (`host`):
+their quotient is what serving costs beyond the model.
 """
 
 import os
@@ -13,21 +15,66 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sla_jax.serving.request import Event
 
+REASONS = {"stop": "stop", "length": "length", "abort": "abort", "timeout": "abort", "error": "error"}  # ours → vLLM's
+FIRST_TOKEN_TIMES = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+TOKEN_TIMES = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+ANSWER_TIMES = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
 LATENCIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 HOST_TIMES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
 COMPILED = "/jax/core/compile/backend_compile_duration"  # recorded by jax once per program, also when its cache has it
 
 
+class FieldMetrics:
+    """What vLLM's names say: of all profiles together, under the name of the model."""
+
+    def __init__(self, registry: CollectorRegistry, model: str):
+        def gauge(name: str, what: str) -> Gauge:
+            return Gauge(f"vllm:{name}", what, ["model_name"], registry=registry).labels(model)
+
+        def counter(name: str, what: str) -> Counter:
+            return Counter(f"vllm:{name}", what, ["model_name"], registry=registry).labels(model)
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            made = Histogram(f"vllm:{name}", what, ["model_name"], buckets=buckets, registry=registry)
+            return made.labels(model)
+
+        self.running = gauge("num_requests_running", "Requests that have a slot")
+        self.waiting = gauge("num_requests_waiting", "Requests that have no slot yet")
+        share = "Share of the slots that are taken; 1 means all of them"
+        self.usages = [gauge(name, share) for name in ("kv_cache_usage_perc", "gpu_cache_usage_perc")]
+        self.queries = counter("prefix_cache_queries", "Tokens of prompts looked up in the prefix cache")
+        self.hits = counter("prefix_cache_hits", "Tokens of prompts found in the prefix cache")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.generation_tokens = counter("generation_tokens", "Tokens of answers")
+        ends = ["model_name", "finished_reason"]
+        successes = Counter("vllm:request_success", "Answers, by how they ended", ends, registry=registry)
+        self.successes = {reason: successes.labels(model, reason) for reason in REASONS.values()}
+        self.first_token = histogram("time_to_first_token_seconds", "From queue to text", FIRST_TOKEN_TIMES)
+        what = "Of every token after an answer's first: its share of the time since the text before it"
+        names = ("inter_token_latency_seconds", "time_per_output_token_seconds")
+        self.between_tokens = [histogram(name, what, TOKEN_TIMES) for name in names]
+        self.latency = histogram("e2e_request_latency_seconds", "From queue to end", ANSWER_TIMES)
+
+
 class Metrics:
     """Counters, gauges and histograms of one server. `profiles` says how many slots each has."""
 
-    def __init__(self, profiles: Mapping[str, int]):
+    def __init__(self, profiles: Mapping[str, int], model: str = ""):
         self.registry = CollectorRegistry()
+        self._field = FieldMetrics(self.registry, model)
         self._make_loads()
         self._make_flows()
         self._make_times()
         self._slots = dict(profiles)
-        self._waiting: dict[str, int] = {}
+        self._used, self._waiting = dict[str, int](), dict[str, int]()
         self._server = os.getenv("HOSTNAME") or socket.gethostname()
         for profile, slots in profiles.items():
             self.slots_total.labels(profile).set(slots)
@@ -107,24 +154,48 @@ class Metrics:
 
     def load(self, profile: str, used: int, waiting: int) -> None:
         """How full a profile is now."""
-        self._waiting[profile] = waiting
+        self._used[profile], self._waiting[profile] = used, waiting
         self.slots_used.labels(profile).set(used)
         self.waiting.labels(profile).set(waiting)
         self.backlog.labels(self._server).set(sum(self._waiting.values()))
         index = str(list(self._slots).index(profile))
         self.available.labels(self._server, index).set(1 - used / self._slots[profile])
+        self._field.running.set(sum(self._used.values()))
+        self._field.waiting.set(sum(self._waiting.values()))
+        for usage in self._field.usages:
+            usage.set(sum(self._used.values()) / sum(self._slots.values()))
 
     def tokens(self, profile: str, event: Event, explored: int) -> None:
         """Count what an event brings, `explored` of it new."""
         self.committed_tokens.labels(profile).inc(len(event.tokens) - event.repeated)
+        self._field.generation_tokens.inc(len(event.tokens) - event.repeated)
         self.explored_tokens.labels(profile).inc(explored)
         for one in event.ended:
             self.candidates.labels(profile, one.finish).inc()
+
+    def text(self, profile: str, seconds: float, tokens: int, started: bool) -> None:
+        """`tokens` of an answer have come, `seconds` after those before, or after its request if none had `started`."""
+        (self.between_chunks if started else self.first_token).labels(profile).observe(seconds)
+        if not started:
+            self._field.first_token.observe(seconds)
+        for _ in range(tokens if started else tokens - 1):
+            for latency in self._field.between_tokens:
+                latency.observe(seconds / tokens if started else 0.0)
+
+    def ended(self, profile: str, outcome: str, seconds: float) -> None:
+        """An answer has ended, `seconds` after it was asked for; one that another request goes on with has not."""
+        self.requests.labels(profile, outcome).inc()
+        if outcome != "continued":
+            self._field.successes[REASONS[outcome]].inc()
+            self._field.latency.observe(seconds)
 
     def prompt(self, tokens: int, cached: int) -> None:
         """Count a prompt that has been read."""
         self.prompt_tokens.inc(tokens)
         self.cached_tokens.inc(cached)
+        self._field.prompt_tokens.inc(tokens)
+        self._field.queries.inc(tokens)
+        self._field.hits.inc(cached)
 
     def step(self, total: float, waited: float, rounds: int) -> None:
         """One step of the service took `total` seconds, `waited` of them for the device."""

@@ -19,7 +19,7 @@ from sla_jax.serving.wire import ErrorResponse, parse_json
 
 access = logging.getLogger("sla_jax.access")
 log = logging.getLogger(__name__)
-OPEN = ("/health", "/ready", "/metrics")
+OPEN = ("/health", "/ready", "/ping", "/metrics")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 GONE = 499  # what nginx writes for a client that left
 

@@ -14,7 +14,8 @@ from sla_jax.serving.answer import Piece
 from sla_jax.serving.gateway import Gateway, Prompt, Run, new_id
 from sla_jax.serving.logprobs import chat_logprobs, text_logprobs
 from sla_jax.serving.orders import Order
-from sla_jax.serving.request import Event, Top
+from sla_jax.serving.reasoning import Thinking
+from sla_jax.serving.request import Event, Request, Top
 from sla_jax.text import decode
 
 
@@ -26,6 +27,7 @@ class Said(NamedTuple):
     offsets: Sequence[int] = ()
     logprobs: Sequence[float | None] = ()
     tops: Sequence[Top] = ()
+    thinking: str = ""
     rounds: Sequence[dict[str, Any]] = ()
     candidates: Sequence[dict[str, Any]] = ()  # whose fate is known now
     progress: dict[str, Any] | None = None
@@ -43,6 +45,7 @@ class Exchange:
         self._prompts: list[Prompt] = []
         self._last: dict[int, Event] = {}  # the latest event of every answer
         self._counts: dict[int, int] = {}  # and its tokens
+        self._thoughts: dict[int, int] = {}  # and those of its thinking
         self.texts: dict[int, str] = {}  # and its text
 
     @contextlib.asynccontextmanager
@@ -75,6 +78,7 @@ class Exchange:
                         request,
                         order.stops,
                         continues=self._prompt_of(index).continues,
+                        thinking=self._thinking(request),
                         stop_tokens=order.stop_tokens,
                         skip_special_tokens=order.skip_special_tokens,
                     )
@@ -119,6 +123,7 @@ class Exchange:
             sum(self._counts.values()),
             cached=sum(event.cached for event in firsts),
             explored=sum(event.explored for event in self._last.values()),
+            thought=sum(self._thoughts.values()) if self._thinks else None,
         )
 
     # ---- what is said ----
@@ -150,13 +155,14 @@ class Exchange:
         cost = event.cost or last.cost
         self._last[index] = event._replace(explored=max(event.explored, last.explored), cost=cost)
         self._counts[index] = self._counts.get(index, 0) + len(piece.tokens)
-        self.texts[index] = self.texts.get(index, "") + piece.text
+        self._thoughts[index] = piece.thought
+        self.texts[index] = self.texts.get(index, "") + piece.thinking + piece.text
         silent = event.round is None or (event.progress is not None and not event.tokens)
         rounds = [_round(event)] if self.order.tells_rounds and not silent else []
         offsets = [shift + offset for offset in piece.offsets]
         candidates = [self._candidate(index, one) for one in event.ended] if self.order.return_candidates else []
         progress = None if event.progress is None else event.progress._asdict()
-        spoken = (piece.text, piece.tokens, offsets, piece.logprobs, piece.tops)
+        spoken = (piece.text, piece.tokens, offsets, piece.logprobs, piece.tops, piece.thinking)
         told = _cost(cost, self._counts[index]) if self.order.return_cost and piece.finish and cost else None
         return Said(*spoken, rounds, candidates, progress, told, piece.finish)
 
@@ -178,6 +184,17 @@ class Exchange:
             **({"step_scores": [finite(score) for score in one.step_scores]} if one.step_scores else {}),
         }
 
+    @property
+    def _thinks(self) -> bool:
+        """Whether thinking is looked for: always in chats, where the model thinks; in completions to end it."""
+        return self._gateway.reasoner.on and (self._chat or self.order.thinking_budget is not None)
+
+    def _thinking(self, request: Request) -> Thinking | None:
+        if not self._thinks:
+            return None
+        order, reasoner = self.order, self._gateway.reasoner
+        return reasoner.thinking(request.prompt, split=order.splits, budget=order.thinking_budget, ends=request.ends)
+
     def _limit(self, prompt: Prompt) -> int | None:
         """max_tokens of a prompt; a default gives way to what the context leaves."""
         order = self.order
@@ -193,12 +210,14 @@ class Exchange:
     def _silent(self, said: Said) -> bool:
         """Whether a chunk would say nothing."""
         wants_tokens = self.order.top is not None or self.order.return_token_ids
-        return not (said.text or said.finish or said.rounds or said.progress or (wants_tokens and said.tokens))
+        told = said.text or (said.thinking and self.order.tells_thinking)
+        return not (told or said.finish or said.rounds or said.progress or (wants_tokens and said.tokens))
 
     def _choice(self, index: int, said: Said) -> dict[str, Any]:
         body: dict[str, Any] = {"text": said.text}
         if self._chat:
-            body = {"message": {"role": "assistant", "content": said.text, "refusal": None}}
+            thinking = {"reasoning_content": said.thinking or None} if self.order.tells_thinking else {}
+            body = {"message": {"role": "assistant", "content": said.text, **thinking, "refusal": None}}
         more: dict[str, Any] = {"search": list(said.rounds)} if self.order.tells_rounds else {}
         more |= {"candidates": list(said.candidates)} if self.order.return_candidates else {}
         more |= {"cost": said.cost} if self.order.return_cost else {}
@@ -207,7 +226,9 @@ class Exchange:
     def _chunk_choice(self, index: int, said: Said, first: bool) -> dict[str, Any]:
         body: dict[str, Any] = {"text": said.text}
         if self._chat:
-            body = {"delta": {**({"role": "assistant"} if first else {}), "content": said.text}}
+            role = {"role": "assistant"} if first else {}
+            thinking = {"reasoning_content": said.thinking} if said.thinking and self.order.tells_thinking else {}
+            body = {"delta": {**role, **thinking, "content": said.text}}
         return {**self._common(index, said), **body, **self._ids(index, said, first)}
 
     def _common(self, index: int, said: Said) -> dict[str, Any]:
@@ -232,15 +253,18 @@ class Exchange:
         return text_logprobs(tokenizer, said.tokens, said.logprobs, tops if self.order.top else None, said.offsets)
 
 
-def usage_of(prompt: int, completion: int, *, cached: int = 0, explored: int = 0) -> dict[str, Any]:
-    """A `usage` object under its name."""
+def usage_of(
+    prompt: int, completion: int, *, cached: int = 0, explored: int = 0, thought: int | None = None
+) -> dict[str, Any]:
+    """A `usage` object under its name. `thought`: tokens of the thinking, where it was looked for."""
+    thinking = {} if thought is None else {"reasoning_tokens": thought}
     return {
         "usage": {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"explored_tokens": explored},
+            "completion_tokens_details": {"explored_tokens": explored, **thinking},
         }
     }
 
@@ -254,6 +278,7 @@ def _joined(parts: Sequence[Said]) -> Said:
     """One answer from its parts."""
     return Said(
         text="".join(part.text for part in parts),
+        thinking="".join(part.thinking for part in parts),
         tokens=[token for part in parts for token in part.tokens],
         offsets=[offset for part in parts for offset in part.offsets],
         logprobs=[value for part in parts for value in part.logprobs],

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -12,12 +13,14 @@ from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.orders import plain_messages, profile_of
 from sla_jax.serving.replies import (
     AbortReply,
+    AddedToken,
     DetokenizeReply,
     ModelEntry,
     ModelsReply,
     SearchEntry,
     StatusReply,
     TokenizeReply,
+    TokenizerInfoReply,
     VersionReply,
 )
 from sla_jax.serving.schema import AbortBody, DetokenizeBody, TokenizeBody
@@ -27,7 +30,8 @@ PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 
 
 def router(gateway: Gateway, metrics: Metrics, version: str) -> APIRouter:
-    """GET /v1/models, /health, /ready, /version, /metrics; POST /tokenize, /detokenize, /abort_request."""
+    """GET /v1/models, /health, /ready, /ping, /version, /metrics, /tokenizer_info; POST /ping, /tokenize, /detokenize,
+    /abort_request."""
     routes = APIRouter()
     _models(routes, gateway)
     _states(routes, gateway)
@@ -90,8 +94,10 @@ def _states(routes: APIRouter, gateway: Gateway) -> None:
     down = {"model": StatusReply, "description": "Not so."}
 
     @routes.get("/health", responses={200: {"model": StatusReply}, 503: down})
+    @routes.get("/ping", responses={200: {"model": StatusReply}, 503: down})
+    @routes.post("/ping", responses={200: {"model": StatusReply}, 503: down})
     async def health() -> Response:
-        """Alive: 503 once the engine has failed or the server has stopped."""
+        """Alive: 503 once the engine has failed or the server has stopped. SageMaker asks /ping."""
         state = gateway.service.state
         return JSONResponse({"status": state}, 503 if state in ("failed", "stopped") else 200)
 
@@ -103,6 +109,19 @@ def _states(routes: APIRouter, gateway: Gateway) -> None:
 
 
 def _tokens(routes: APIRouter, gateway: Gateway) -> None:
+    @routes.get("/tokenizer_info")
+    async def tokenizer_info() -> TokenizerInfoReply:
+        """With this, /tokenize and /detokenize a client has the server's tokenizer."""
+        tokenizer = gateway.tokenizer
+        names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+        return TokenizerInfoReply(
+            tokenizer_class="PreTrainedTokenizerFast",  # reads any tokenizer.json, in every release of transformers
+            model_max_length=gateway.model.context,
+            chat_template=tokenizer.chat_template,
+            added_tokens_decoder={str(i): _added(token) for i, token in tokenizer.added_tokens_decoder.items()},
+            **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in names},
+        )
+
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> TokenizeReply:
         if (body.prompt is None) == (body.messages is None):
@@ -119,3 +138,8 @@ def _tokens(routes: APIRouter, gateway: Gateway) -> None:
         decode = gateway.tokenizer.backend_tokenizer.decode
         text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)
         return DetokenizeReply(prompt=text)
+
+
+def _added(token: Any) -> AddedToken:
+    """A `tokenizers.AddedToken` as JSON has it."""
+    return AddedToken(**{name: getattr(token, name) for name in AddedToken.model_fields})

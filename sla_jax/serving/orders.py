@@ -1,7 +1,6 @@
 """What a body of /v1/completions or /v1/chat/completions asks for, checked as far as it can be without its tokens."""
 
 import dataclasses
-import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from sla_jax.decode.methods import useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.errors import ApiError, bad
-from sla_jax.serving.gateway import Gateway
+from sla_jax.serving.gateway import Gateway, seed_of
 from sla_jax.serving.messages import Chat, Message, arguments_are_text
 from sla_jax.serving.schema import ChatBody, CompletionBody, Sampled, Search
 from sla_jax.serving.settings import ModelInfo, Profile
@@ -57,6 +56,9 @@ class Order:
     return_candidates: bool
     return_tree: bool
     return_cost: bool
+    thinking_budget: int | None
+    splits: bool = False  # into thinking and answer
+    tells_thinking: bool = False
 
     @property
     def answers(self) -> int:
@@ -82,8 +84,7 @@ class Order:
         """Choice 0 keeps the seed; the others have seeds made from it."""
         if choice == 0:
             return self.sampling
-        digest = hashlib.sha256(f"{self.sampling.seed}:{choice}".encode()).digest()
-        return dataclasses.replace(self.sampling, seed=int.from_bytes(digest[:8], "big") >> 1)
+        return dataclasses.replace(self.sampling, seed=seed_of(self.sampling.seed, choice))
 
 
 def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
@@ -114,7 +115,9 @@ def chat_order(gateway: Gateway, body: ChatBody) -> Order:
     profile = choose(gateway.model, body.model, body.search)
     chat = body.chat(plain_messages(gateway, body.messages), profile.template)
     asked = Asked([chat], "messages", getattr(body, name), name, None)
-    return _order(gateway, body, profile, asked, top=body.top_logprobs if body.logprobs else None, echo=False)
+    splits = gateway.reasoner.on and body.separate_reasoning
+    order = _order(gateway, body, profile, asked, top=body.top_logprobs if body.logprobs else None, echo=False)
+    return dataclasses.replace(order, splits=splits, tells_thinking=splits and body.include_reasoning)
 
 
 def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -192,6 +195,7 @@ def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, t
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
     sampling = _sampling(body, gateway.model.vocabulary)
     _check_profile(profile, sampling, told, top)
+    budget = _thinking_budget(gateway, profile, body.max_thinking_tokens, told.thinking_budget)
     return Order(
         model=body.model or gateway.model.name,
         profile=profile,
@@ -213,6 +217,7 @@ def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, t
         return_candidates=told.return_candidates,
         return_tree=told.return_tree,
         return_cost=told.return_cost,
+        thinking_budget=budget,
     )
 
 
@@ -239,6 +244,27 @@ def _check_profile(profile: Profile, sampling: Sampling, told: Search, top: int 
         )
     if told.return_rewards and profile.method == "beam":
         raise bad("return_rewards is set; beam search reads no rewards. /v1/rewards does.", "search.return_rewards")
+
+
+def _thinking_budget(gateway: Gateway, profile: Profile, top: int | None, inner: int | None) -> int | None:
+    """The budget, by either of its names. Raises ApiError where no thinking can be ended."""
+    if top is not None and inner not in (None, top):
+        message = f"max_thinking_tokens is {top} and search.thinking_budget is {inner}; give one."
+        raise bad(message, "max_thinking_tokens")
+    budget, name = (inner, "search.thinking_budget") if top is None else (top, "max_thinking_tokens")
+    if budget is not None and not gateway.reasoner.on:
+        raise bad(
+            f"{name} is {budget}; the model does not think in <think> … </think>, as far as its chat template and its "
+            "tokens say, or the server's option `reasoning` is off.",
+            name,
+        )
+    if budget is not None and not profile.streams:
+        raise bad(
+            f"{name} is {budget}; the profile {profile.name} ({profile.method}) has no text before its end, so that "
+            "its thinking cannot be ended. Choose a profile that streams (greedy, sla).",
+            name,
+        )
+    return budget
 
 
 def _sampling(body: Sampled, vocabulary: int) -> Sampling:

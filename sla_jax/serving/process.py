@@ -221,7 +221,7 @@ def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: P
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("sla_jax").setLevel(logging.INFO)
     slots = {profile.name: profile.slots for profile in config.profiles}
-    metrics = Metrics(slots)
+    metrics = Metrics(slots, config.name)
     metrics.watch_compiling()
     service = Service(slots, config.limits, metrics)
     app = create_app(service, opened.model, opened.tokenizer, config, metrics, pages)

@@ -33,9 +33,10 @@ class PromptDetails(Reply):
 
 
 class CompletionDetails(Reply):
-    """`explored_tokens`: all that the search has read."""
+    """`explored_tokens`: all that the search has read. `reasoning_tokens`: of the answer, those of its thinking."""
 
     explored_tokens: int
+    reasoning_tokens: int | None = None
 
 
 class Usage(Reply):
@@ -156,10 +157,11 @@ class TextChoice(Choice):
 
 
 class AssistantMessage(Reply):
-    """What the model says."""
+    """What the model says, and what it thought before, if that is told apart and there was any."""
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: str | None = None
     refusal: None
 
 
@@ -244,6 +246,33 @@ class VersionReply(Reply):
     """GET /version."""
 
     version: str
+
+
+class AddedToken(Reply):
+    """A token that stands beside the vocabulary, as tokenizer_config.json has it."""
+
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class TokenizerInfoReply(Reply):
+    """GET /tokenizer_info: what tokenizer_config.json says of a tokenizer. `model_max_length` is our context."""
+
+    tokenizer_class: str
+    model_max_length: int
+    chat_template: str | dict[str, str] | None
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    sep_token: str | None
+    pad_token: str | None
+    cls_token: str | None
+    mask_token: str | None
+    added_tokens_decoder: dict[str, AddedToken]
 
 
 class TokenizeReply(Reply):

@@ -11,7 +11,7 @@ from sla_jax.decode.snapshot import Tree
 
 MAX_STOP_TOKENS = 8  # that a request may add to the model's end tokens; every program has room for them
 Top = list[tuple[int, float]]  # (token, log-probability), best first
-Finish = Literal["stop", "length", "abort", "timeout", "error"]
+Finish = Literal["stop", "length", "abort", "continued", "timeout", "error"]  # continued: by another request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Request:
     top_logprobs: int = 0  # alternatives wanted beside each token
     tree: bool = False  # whether every round is to bring what it grew
     deadline: float | None = None  # time.monotonic() seconds
+    began: float | None = None  # when the answer began that this goes on with; it then goes before all who wait
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

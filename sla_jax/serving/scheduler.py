@@ -5,7 +5,8 @@ The policy:
   waiting jobs together are at most the queue's length plus the slots that are free. A place is reserved before its text
   is tokenized, so that overload costs nothing.
 - Slots are given in the order of arrival, as soon as they are free, the lowest first: a round costs less when only the
-  first slots are taken. A prompt is read into the slot it will run in.
+  first slots are taken. A prompt is read into the slot it will run in. What goes on with an answer that has begun is
+  first, and needs no place: there are at most as many of these as slots.
 - Reading a prompt goes piece by piece. One prompt gets at most one piece between two rounds, so that a long prompt
   never stalls running streams; several prompts get one each, so that short ones need not wait for a round each, up to
   `PIECES` while anything runs and without a limit while nothing does. Pieces are dealt to the profiles in turn, and
@@ -33,6 +34,7 @@ class Job:
     profile: str
     prompt: tuple[int, ...]
     needs_slot: bool = True
+    goes_on: bool = False  # with an answer that another job began
     deadline: float | None = None
     stage: Stage = "new"
     slot: int = -1
@@ -120,11 +122,14 @@ class Scheduler:
         assert self.lines[profile].reserved >= 0, "more places were given back than reserved"
 
     def add(self, job: Job) -> None:
-        """Queue a job in a place that was reserved."""
+        """Queue a job in a place that was reserved, or before all others if it goes on with an answer."""
         assert job.stage == "new" and job.id not in self.jobs, f"the job {job.id} is here already"
-        self.release(job.profile, 1)
         line = self.lines[job.profile]
-        (line.waiting if job.needs_slot else line.inspections).append(job)
+        if job.goes_on:
+            line.waiting.appendleft(job)
+        else:
+            self.release(job.profile, 1)
+            (line.waiting if job.needs_slot else line.inspections).append(job)
         self.jobs[job.id], job.stage = job, "waiting"
 
     def leave(self, job: Job) -> None:

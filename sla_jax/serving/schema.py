@@ -54,6 +54,9 @@ class Search(Body):
     beams: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Running answers of beam search.")
     n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(None, description="Candidates.")
     alpha: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="The share given up each time.")
+    thinking_budget: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
+        None, description="Tokens of an answer after which its thinking, if it goes on, is ended."
+    )
     return_rewards: bool = Field(False, description="Say of every round: round, score, margin, rewards, token_ids.")
     return_candidates: bool = Field(False, description="Say of every candidate what became of it, and its text.")
     return_tree: bool = Field(False, description="As return_rewards, and what rounds grew. For profiles with traces.")
@@ -92,6 +95,9 @@ class Sampled(NoOps):
     repetition_penalty: Annotated[float, _range("repetition_penalty")] = 1.0
     ignore_eos: bool = Field(False, description="Go on to max_tokens.")
     min_tokens: Annotated[int, _range("min_tokens")] = Field(0, description="No end token before as many.")
+    max_thinking_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
+        None, description="Another name of search.thinking_budget."
+    )
     return_token_ids: bool = Field(False, description="Adds token_ids and prompt_token_ids to the choices.")
     user: str | None = Field(None, description="Written to the access log.")
     search: Search = Search()
@@ -122,6 +128,8 @@ class ChatBody(Sampled, Templated):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     echo: Nothing = None
+    include_reasoning: bool = Field(True, description="false leaves the thinking out of the reply.")
+    separate_reasoning: bool = Field(True, description="false leaves it in the content, with its tags.")
 
 
 class RewardsBody(NoOps):

@@ -51,9 +51,9 @@ class Ticket:
         self._use(new_check(inspection, self._profile, answer, deadline))
 
     def _use(self, job: Job) -> None:
-        assert self._left > 0, "every place of this ticket is used"
+        assert self._left > 0 or job.goes_on, "every place of this ticket is used"
         self._service._add(job)
-        self._left -= 1
+        self._left -= not job.goes_on
 
 
 class Service:
@@ -272,9 +272,10 @@ class Service:
         with self._news:
             self._scheduler.leave(job)
             self._show_load(job.profile)
-        if job.needs_slot:
-            self._finishes[job.profile].append(self._clock())
-            self._metrics.requests.labels(job.profile, outcome).inc()
+        if isinstance(job, Stream):
+            now = self._clock()
+            self._finishes[job.profile].append(now)
+            self._metrics.ended(job.profile, outcome, now - job.began)
         else:
             self._metrics.inspections.labels(outcome).inc()
 
@@ -349,8 +350,7 @@ class Service:
         self._metrics.tokens(stream.profile, event, explored - stream.explored)
         stream.explored = explored
         if len(event.tokens) > event.repeated:
-            times = self._metrics.between_chunks if stream.started else self._metrics.first_token
-            times.labels(stream.profile).observe(now - stream.since)
+            self._metrics.text(stream.profile, now - stream.since, len(event.tokens) - event.repeated, stream.started)
             stream.since, stream.started = now, True
         if event.finish is not None:
             self._leave(stream, event.finish)

@@ -102,8 +102,8 @@ class Engines:
     """Weights and cache; float32 on CPU and bfloat16 elsewhere unless said."""
     mesh: MeshShape = MeshShape()
     """Devices to use; their product has to be the number there is."""
-    context: int = 1024
-    """Longest prompt and answer together, in tokens."""
+    context: int | None = None
+    """Longest prompt and answer together, in tokens; unless said, the model's own, as memory allows (context.py)."""
     buckets: tuple[int, ...] = ()
     """Cache lengths to compile for, ascending; short requests run in short ones. Empty: 256, 1024, … to the context."""
     prefill_chunk: int = 64
@@ -176,6 +176,8 @@ class ServeConfig:
     """Origins of web pages that may call this server; * for all."""
     keep_alive: float = 15.0
     """Seconds without text after which a stream gets a comment, so that proxies do not close it."""
+    reasoning: Literal["auto", "off", "think"] = "auto"
+    """Whether `<think>…</think>` of a chat is told as `reasoning_content`; auto: if the model knows the tags."""
     log_prompts: bool = False
     """Write prompts and answers to the log."""
     ui: Path | None = None

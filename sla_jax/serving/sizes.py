@@ -52,6 +52,7 @@ class Sizes:
 def sizes_of(settings: Engines, profiles: tuple[Profile, ...], *, max_positions: int) -> Sizes:
     """The shapes of one server. Raises UserError where the settings contradict each other or the model."""
     piece, context = settings.prefill_chunk, settings.context
+    assert context is not None, "context.with_context says it where the user does not"
     if piece < SMALLEST_PIECE or piece & (piece - 1):
         raise UserError(f"engine.prefill_chunk={piece} is no power of two of at least {SMALLEST_PIECE}.")
     if not 2 <= context <= max_positions:

@@ -7,6 +7,7 @@ shortest cache, so that few or short requests do not pay for many or long ones.
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from sla_jax.errors import UserError
 from sla_jax.loading import Loaded, check_generates, end_tokens, load_model
 from sla_jax.model.config import ModelConfig
 from sla_jax.serving.accounts import Ledger
+from sla_jax.serving.context import with_context
 from sla_jax.serving.engine import Engine, Program, first_of
 from sla_jax.serving.inspect import Inspector
 from sla_jax.serving.pools import PoolEngine, PoolRounds
@@ -34,6 +36,8 @@ from sla_jax.serving.sizes import Sizes, sizes_of
 from sla_jax.serving.steppers import StepEngine, StepRounds
 from sla_jax.sharding import make_mesh
 from sla_jax.text import check_variables, load_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -253,10 +257,13 @@ class Opened:
     tokenizer: Any
     config: ServeConfig
     sizes: Sizes
+    why: str  # its context is what it is; empty if it was said
 
     def worker(self, progress: Callable[[str], None]) -> Worker:
         """Load the weights and compile every profile."""
         mesh = mesh_of(self.config.engine.mesh)
+        if self.why:
+            log.info("%s", self.why)
         progress("loading the weights")
         loaded = load_model(Path(self.config.checkpoint), dtype=self.config.engine.dtype, mesh=mesh)
         worker = Worker(loaded, self.config, self.sizes, mesh)
@@ -273,6 +280,7 @@ def open_model(config: ServeConfig) -> Opened:
     check_profiles(config, model)
     for profile in config.profiles:
         check_variables(tokenizer, profile.template)
+    config, why = with_context(config, model)
     sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     described = ModelInfo(
         name=config.name,
@@ -285,7 +293,7 @@ def open_model(config: ServeConfig) -> Opened:
         top_logprobs=config.engine.top_logprobs,
         created=int(time.time()),
     )
-    return Opened(model=described, tokenizer=tokenizer, config=config, sizes=sizes)
+    return Opened(model=described, tokenizer=tokenizer, config=config, sizes=sizes, why=why)
 
 
 def check_profiles(config: ServeConfig, model: ModelConfig) -> None:

@@ -69,7 +69,8 @@ class FakeTicket:
         self._service.reserved -= 1
 
     def submit(self, request: Request, sink: Sink) -> None:
-        self._use()
+        if request.began is None:
+            self._use()
         self._service.answer(request, sink)
 
     def inspect(self, inspection: Inspection, answer: Answer) -> None:

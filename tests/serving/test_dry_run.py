@@ -1,6 +1,7 @@
 """`serve.py --dry-run`: what it prints is derived from compiled programs; what cannot be is an error that says why."""
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from sla_jax import topology
+from sla_jax.checkpoint import store
 from sla_jax.decode.methods import Trees
 from sla_jax.errors import UserError
-from sla_jax.serving import dry_run
+from sla_jax.serving import dry_run, worker
 from sla_jax.serving.settings import Profile
 from tests.serving.real_worker import PROFILES, serve_config
 
@@ -28,6 +30,23 @@ def test_every_profile_is_compiled_and_told(checkpoint: Path, capsys: Any) -> No
     # keys and values of a slot: 2 layers × 2 × 2 heads × 8 × float32, for 144 positions and (sla) 4 lanes of 6 more
     assert f"{2 * 2 * 2 * 8 * 4 * (144 + 3) / 1e6:.1f} MB" in said
     assert f"{2 * 2 * 2 * 8 * 4 * (144 + 4 * 6) / 1e6:.1f} MB" in said
+
+
+def test_a_server_that_is_told_no_context_says_which_it_took(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = worker.open_model(serve_config(checkpoint, engine={"context": None, "buckets": ()}))
+    own = store.info(checkpoint).config.max_positions
+    assert opened.sizes.context == opened.model.context == opened.config.engine.context == own
+
+    def no_weights(*arguments: Any, **options: Any) -> None:
+        raise UserError("no weights")
+
+    monkeypatch.setattr(worker, "load_model", no_weights)
+    with caplog.at_level(logging.INFO), pytest.raises(UserError, match="no weights"):
+        opened.worker(lambda said: None)
+    assert [record.getMessage() for record in caplog.records] == [opened.why]
+    assert opened.why.startswith(f"context {own}: as long as the model knows")
 
 
 def test_pools_are_compiled_in_every_phase(checkpoint: Path, capsys: Any) -> None:
@@ -49,7 +68,6 @@ def test_pools_are_compiled_in_every_phase(checkpoint: Path, capsys: Any) -> Non
 
 def test_a_mesh_splits_what_a_chip_holds(checkpoint: Path) -> None:
     """Half the slots and half the heads: a quarter of the state, but for what every chip keeps."""
-    from sla_jax.checkpoint import store
     from sla_jax.serving.engine import Program
     from sla_jax.serving.sizes import sizes_of
 

@@ -277,7 +277,7 @@ def test_without_the_key_there_is_nothing_but_health(headers):
     for path in ("/v1/models", "/docs", "/openapi.json", "/version", "/nothing"):
         assert call(app, path, headers=headers).status_code == 401
     assert refused(call(app, TEXT, {"prompt": "a"}, headers=headers), 401)["code"] == "invalid_api_key"
-    for path in ("/health", "/ready", "/metrics"):
+    for path in ("/health", "/ready", "/ping", "/metrics"):
         assert call(app, path, headers=headers).status_code == 200
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sla_jax.serving.gateway import Backend
+from sla_jax.serving.backend import Backend
 from tests.serving.asgi import Caller, call
 from tests.serving.fake import PROFILES, fake_app
 from tests.serving.toy_house import House

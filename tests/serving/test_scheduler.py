@@ -256,3 +256,20 @@ def test_deadlines_and_inspections():
     assert scheduler.inspection() is check and scheduler.inspection() is None
     scheduler.leave(check)
     assert names(scheduler.jobs.values()) == ["late", "patient"]
+
+
+def test_what_goes_on_with_an_answer_is_first_and_needs_no_place():
+    scheduler = Scheduler({"greedy": 1}, queue=1)
+    running = make(scheduler, "running")
+    scheduler.admit()
+    waiting = make(scheduler, "waiting")
+    assert not scheduler.reserve("greedy", 1)
+    rest = Job(id="rest", profile="greedy", prompt=(1,), goes_on=True)
+    scheduler.add(rest)
+    assert scheduler.lines["greedy"].reserved == 0 and not scheduler.reserve("greedy", 1)
+    scheduler.leave(running)
+    scheduler.admit()
+    assert (rest.stage, waiting.stage) == ("reading", "waiting")
+    scheduler.leave(rest)
+    scheduler.admit()
+    assert waiting.stage == "reading" and scheduler.reserve("greedy", 1)

@@ -25,7 +25,7 @@ class House:
     def __init__(self, slots=None, queue=16, clock=None, **toy):
         slots = slots or SLOTS
         self.worker = ToyWorker(slots, **toy)
-        self.metrics = Metrics(slots)
+        self.metrics = Metrics(slots, "toy")
         self.clock = clock or Clock()
         self.service = Service(slots, Limits(queue=queue), self.metrics, clock=self.clock)
         self.listeners: dict[str, Listener] = {}
@@ -43,12 +43,13 @@ class House:
         for listener in self.listeners.values():
             listener.wait()
 
-    def open(self, name, profile="greedy", *, tokens=9, prompt=None, deadline=None, sink=None):
+    def open(self, name, profile="greedy", *, tokens=9, prompt=None, deadline=None, began=None, sink=None):
         """Submit a request; its listener."""
         listener = sink or Listener()
         prompt = prompt or tuple(map(ord, name))
-        request = Request(id=name, profile=profile, prompt=prompt, max_tokens=tokens, ends=(), deadline=deadline)
-        with self.service.reserve(profile) as ticket:
+        times = {"deadline": deadline, "began": began}
+        request = Request(id=name, profile=profile, prompt=prompt, max_tokens=tokens, ends=(), **times)
+        with self.service.reserve(profile, int(began is None)) as ticket:
             ticket.submit(request, listener)
         if sink is None:
             self.listeners[name] = listener
