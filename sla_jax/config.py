@@ -63,7 +63,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
         with contextlib.redirect_stderr(heard):
             config, strays = tyro.cli(
                 cls,
-                args=words,
+                args=list(_switches(cls, draft, words)),
                 default=draft,
                 prog=prog,
                 description=usage,
@@ -336,6 +336,17 @@ def _flags(cls: Any, draft: Any, prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}{name}"
             if hints[field.name] is bool:
                 yield f"--{prefix}no-{name}"
+
+
+def _switches(cls: Any, draft: Any, words: Sequence[str]) -> Iterator[str]:
+    """The words, with `--field true` and `--field false` as tyro has them: `--field`, `--no-field`."""
+    known, before = set(_flags(cls, draft)), ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        prefix, dot, name = word.replace("_", "-").removeprefix("--").rpartition(".")
+        off = f"--{prefix}{dot}no-{name}"
+        if before not in known or word not in ("true", "false"):
+            yield off if off in known and following == "false" else word
+        before = off
 
 
 def _flag_error(cls: Any, draft: Any, words: list[str], prog: str, heard: str) -> UserError:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
@@ -27,6 +28,12 @@ else:
 BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # how SentencePiece's kind spells a byte
 # stands for a response while the text that a template puts after one is looked for; a private-use character
 MARKER = "\ue0f1response\ue0f1"
+# what a chat template's variables may not overwrite: the arguments of transformers' apply_chat_template
+RESERVED = (
+    *("messages", "conversation", "conversations", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -51,14 +58,30 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Token ids of a conversation under the tokenizer's chat template, ready for the assistant to speak."""
-    return _encode(tokenizer, chat_text(tokenizer, messages, add_generation_prompt))
+    text = chat_text(
+        tokenizer,
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        variables=variables,
+    )
+    return _encode(tokenizer, text)
 
 
 def response_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt_messages: Sequence[Mapping[str, str]], response: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_messages: Sequence[Mapping[str, Any]],
+    response: str,
+    *,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[int], list[int]]:
     """(prompt ids, response ids): what the model reads, then what it would have said, its end-of-turn token included.
 
@@ -67,9 +90,16 @@ def response_ids(
     text is not read differently with the response behind it are they one encoding cut in two.
     Raises UserError if the template changes the prompt once there is a response.
     """
-    prompt = chat_text(tokenizer, prompt_messages, True)
-    full = chat_text(tokenizer, [*prompt_messages, {"role": "assistant", "content": response}], False)
-    marked = chat_text(tokenizer, [*prompt_messages, {"role": "assistant", "content": MARKER}], False)
+    prompt = chat_text(tokenizer, prompt_messages, variables=variables)
+    full, marked = (
+        chat_text(
+            tokenizer,
+            [*prompt_messages, {"role": "assistant", "content": said}],
+            add_generation_prompt=False,
+            variables=variables,
+        )
+        for said in (response, MARKER)
+    )
     if not full.startswith(prompt):
         raise _rewritten(prompt, full)
     after = marked.rpartition(MARKER)[2] if MARKER in marked else ""
@@ -82,13 +112,14 @@ def response_ids(
 class TextStream:
     """Text from tokens that arrive a few at a time: what has been said is never taken back, and no character is split.
 
-    A token that ends inside a multi-byte character is held until the rest comes. Special tokens are not text.
+    A token that ends inside a multi-byte character is held until the rest comes. Special tokens are not text, unless
+    `skip_special_tokens` is false.
     The pieces joined, `finish` included, are `tokenizer.decode` of all the tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = _backend(tokenizer)
-        self._stream = DecodeStream(skip_special_tokens=True)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True):
+        self._tokenizer, self._skip = _backend(tokenizer), skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._ids: list[int] = []
         self._text = ""
 
@@ -102,9 +133,9 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back, with U+FFFD for bytes that never became a character. The stream is then empty again."""
-        full = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        full = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
         rest = full[len(self._text) :]
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=self._skip)
         self._ids, self._text = [], ""
         return rest
 
@@ -158,11 +189,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def chat_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """A conversation under the tokenizer's chat template, as text."""
+    """A conversation under the tokenizer's chat template, as text; `variables` are more names that it may read."""
+    check_variables(variables)
     for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str | list | None):
             raise UserError(f"a message is {dict(message)!r}; expected the strings 'role' and 'content'.")
     if not tokenizer.chat_template:
         raise UserError(
@@ -171,11 +208,32 @@ def chat_text(
     from jinja2 import TemplateError
 
     try:
-        chat: list[dict[str, Any]] = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation_prompt))
+        return str(
+            tokenizer.apply_chat_template(
+                [_joined(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+        )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"the chat template refuses these messages ({error}); their roles are: {roles}.") from None
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raise UserError for a variable of the chat template that would overwrite one of `RESERVED`."""
+    for name in variables:
+        if name in RESERVED:
+            raise UserError(f"{name} cannot be a variable of the chat template; neither can {', '.join(RESERVED)}.")
+
+
+def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose content is one text."""
+    content = message.get("content")
+    text = {"content": "".join(part["text"] for part in content)} if isinstance(content, list) else {}
+    return {**message, **text}
 
 
 def _rewritten(prompt: str, full: str) -> UserError:

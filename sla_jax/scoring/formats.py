@@ -44,7 +44,7 @@ def rlhflow(tokenizer: Any, messages: list[Message], steps: Sequence[str], separ
         conversation += [{"role": "assistant", "content": MARKER}, {"role": "user", "content": step}]
     conversation.append({"role": "assistant", "content": MARKER})
     text, ends = "", []
-    for piece in chat_text(tokenizer, conversation, False).split(MARKER)[:-1]:
+    for piece in chat_text(tokenizer, conversation, add_generation_prompt=False).split(MARKER)[:-1]:
         text += piece
         ends.append(len(text))
         text += GOOD
@@ -59,7 +59,7 @@ def skywork(tokenizer: Any, messages: list[Message], steps: Sequence[str], separ
 
 def qwen(tokenizer: Any, messages: list[Message], steps: Sequence[str], separator: str) -> Row:
     """The chat template; a special token behind each step."""
-    text, ends = chat_text(tokenizer, messages, True), []
+    text, ends = chat_text(tokenizer, messages), []
     for step in steps:
         text += step + EXTRA
         ends.append(len(text))

@@ -2,6 +2,7 @@
 
 Tokens are read one by one, so what is said does not depend on how they were bundled. An answer ends at the first token
 that completes a stop string; the text is cut before the stop string, the token is counted, later ones are dropped.
+A token that the client asked to stop at is counted and has no text either.
 """
 
 import dataclasses
@@ -28,9 +29,18 @@ class Piece:
 class Answer:
     """The text side of one request."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, index: int = 0, stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        index: int = 0,
+        stops: Sequence[str] = (),
+        *,
+        stop_tokens: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+    ):
         self.finish: str | None = None
-        self._stream, self._index, self._stops = TextStream(tokenizer), index, tuple(stops)
+        self._stream = TextStream(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._index, self._stops, self._stop_tokens = index, tuple(stops), frozenset(stop_tokens)
         self._held = ""  # read, but not said yet
         self._length = 0  # characters read
 
@@ -40,7 +50,7 @@ class Answer:
         said, offsets = "", []
         for token in event.tokens[event.repeated :]:
             offsets.append(self._length)
-            said += self._add(self._stream.push([token]))
+            said += self._add("" if token in self._stop_tokens else self._stream.push([token]))
             if self.finish:
                 break
         if event.finish and not self.finish:

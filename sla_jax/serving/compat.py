@@ -154,8 +154,20 @@ async def original_answer(gateway: Gateway, body: OriginalBody, request: Request
         async with Run(gateway, request.state.request_id, places) as run:
             for _ in range(body.drawn):
                 sampling = body.sampling(secrets.randbits(63))
-                wanted = gateway.request(read, profile, limit, sampling=sampling, ignore_eos=body.ignore_eos)
-                run.submit(wanted, body.stops)
+                wanted = gateway.request(
+                    read,
+                    profile,
+                    limit,
+                    sampling=sampling,
+                    ignore_eos=body.ignore_eos,
+                    stop_tokens=body.stop_token_ids,
+                )
+                run.submit(
+                    wanted,
+                    body.stops,
+                    stop_tokens=body.stop_token_ids,
+                    skip_special_tokens=body.skip_special_tokens,
+                )
             yield noted(run, gateway, request, profile, body.prompt)
 
 

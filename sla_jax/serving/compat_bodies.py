@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sla_jax.decode.sampling import Sampling
+from sla_jax.serving.body import Body, NoOps, Nothing
 from sla_jax.serving.errors import bad
 from sla_jax.serving.replies import Reply
-from sla_jax.serving.schema import MAX_INT, MAX_STOPS, Body, Nothing, Off, On, Stop, Text, Token
+from sla_jax.serving.schema import MAX_INT, MAX_STOPS, Stop, StopTokens, Text, Token
 
 SEARCH = "StreamingTreeSearch"
-One = Annotated[float, Field(ge=1, le=1)]
 
 
 class TextContent(Body):
@@ -42,7 +42,7 @@ class JetStreamBody(Body):
         )
 
 
-class OriginalBody(Body):
+class OriginalBody(NoOps):
     """POST /generate and /ck_generate: the fields of vLLM 0.2's SamplingParams, and those of its search."""
 
     prompt: Text
@@ -59,18 +59,12 @@ class OriginalBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] = -1
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    use_beam_search: Off = False
-    length_penalty: One = 1.0
-    early_stopping: Off = False
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Nothing | None = None
-    include_stop_str_in_output: Off = False
+    stop_token_ids: StopTokens = []
     ignore_eos: bool = False
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] = 16
-    logprobs: None = None
-    prompt_logprobs: None = None
-    skip_special_tokens: On = True
-    spaces_between_special_tokens: On = True
+    logprobs: Nothing = None
+    skip_special_tokens: bool = True
     ck_mode: Literal["Normal", "StreamingTreeSearch"] | None = "Normal"
     ck_n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = 2
     ck_k: Annotated[int, Field(ge=1, le=MAX_INT)] | None = 8

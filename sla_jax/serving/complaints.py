@@ -1,13 +1,77 @@
-"""What pydantic says of a body, in one sentence: the field, what is wrong with it, the nearest name that exists."""
+"""What is wrong with a body, in one sentence: the field, what pydantic says of it, the nearest name that exists.
 
+A name that no model has is no fault, unless it stands in an object of ours or the server is strict: clients of other
+servers send such fields. They have no effect, and the answer's header x-ignored-fields says so.
+"""
+
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from starlette.requests import Request
 
 from sla_jax.errors import nearest
+from sla_jax.serving.body import NOT_HONOURED
 from sla_jax.serving.errors import ApiError, bad
-from sla_jax.serving.schema import NO_OPS
+
+log = logging.getLogger(__name__)
+Path = tuple[str | int, ...]
+MAX_NAME, MAX_NAMES, MAX_TOLD = 64, 32, 1000  # characters of a name, names in a header, names that the log remembers
+
+
+class UnknownFields:
+    """Finds the fields of a request that nobody knows, before anything else looks at its body; for every route alike.
+
+    They are left to `request.state.ignored` for the header, and each name is told to the log once. Strict: an ApiError.
+    """
+
+    def __init__(self, strict: bool):
+        self._strict, self._told = strict, set[str]()
+
+    async def __call__(self, request: Request) -> None:
+        """Look at one request."""
+        model = model_of(request)
+        if model is None or not await request.body():
+            return
+        unknown = list(unknown_fields(model, await request.json()))
+        if unknown and self._strict:
+            raise _unknown(unknown[0], model)
+        names = dict.fromkeys(".".join(step for step in path if isinstance(step, str)) for path in unknown)
+        request.state.ignored = [_printable(name) for name in list(names)[:MAX_NAMES]]
+        for name in request.state.ignored:
+            if name not in self._told and len(self._told) < MAX_TOLD:
+                self._told.add(name)
+                log.warning("requests have the field %s, which this server does not know and ignores", name)
+
+
+def model_of(request: Request) -> Any:
+    """The model of the body that a request's route takes, if it takes one."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return getattr(getattr(field, "field_info", None), "annotation", None)
+
+
+def unknown_fields(model: Any, value: Any) -> Iterator[Path]:
+    """Where a value that should become a `model` has names that it does not know; pydantic looks for those in ours."""
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from ((position, *path) for path in unknown_fields(model, item))
+        return
+    models = list(_models(model))
+    if not isinstance(value, dict) or not models or any(one.model_config.get("extra") == "forbid" for one in models):
+        return
+    known = {name: field.annotation for one in models for name, field in one.model_fields.items()}
+    for name, item in value.items():
+        if name not in known:
+            yield (name,)
+        else:
+            yield from ((name, *path) for path in unknown_fields(known[name], item))
+
+
+def _printable(name: str) -> str:
+    """A name that a client chose, as a word of a header and of the log."""
+    return re.sub(r"[^\w.-]", "?", name[:MAX_NAME], flags=re.ASCII) or "?"
 
 
 def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
@@ -24,10 +88,8 @@ def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
         return bad(f"{name} is missing.", name)
     said = dict.fromkeys(_lower(error["msg"]) for error in errors if error["loc"][1:2] == (place[0],))
     message = f"{field}: {' or '.join(said)}."
-    last = str(place[-1])
-    unable = field if field in NO_OPS else last if last in NO_OPS else None
-    if unable:
-        message = f"{unable} is not honoured by this server; leave it out ({' or '.join(said)})."
+    if first["type"] == NOT_HONOURED:
+        message = f"{place[-1]} is not honoured by this server; leave it out ({' or '.join(said)})."
     return bad(message, field)
 
 
@@ -57,4 +119,5 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _lower(message: str) -> str:
     """pydantic's message as part of our sentence."""
+    message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:300]

@@ -40,7 +40,7 @@ from sla_jax.serving.pools import (
     schedule,
 )
 from sla_jax.serving.reader import extend_program
-from sla_jax.serving.request import Request
+from sla_jax.serving.request import MAX_STOP_TOKENS, Request
 from sla_jax.serving.settings import Profile, ServeConfig
 from sla_jax.serving.sizes import Sizes, places_of, sizes_of
 from sla_jax.serving.steppers import plant_program as plant_walk
@@ -82,7 +82,7 @@ def report(config: ServeConfig) -> None:
     check_profiles(config, model)
     sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     machine = machine_of(config)
-    ends = len(end_tokens(directory, load_tokenizer(directory))) + 1
+    ends = len(end_tokens(directory, load_tokenizer(directory))) + MAX_STOP_TOKENS
     weights = chip_bytes(policy_shapes(model, machine))
     with console.status(f"compiling for {machine.name}: reading prompts"):
         reading = read_bytes(model, sizes, machine)

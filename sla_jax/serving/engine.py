@@ -32,7 +32,7 @@ from sla_jax.loading import Loaded, engine
 from sla_jax.model import decoding, forward
 from sla_jax.model.config import ModelConfig
 from sla_jax.serving.reader import Prefix, Reader, resize
-from sla_jax.serving.request import Request
+from sla_jax.serving.request import MAX_STOP_TOKENS, Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.sizes import rows_of
 from sla_jax.sharding import constrain
@@ -61,7 +61,7 @@ class Engine:
         self.rows = rows_of(profile.slots, data)
         decoder = profile.decoder()
         assert isinstance(decoder, Trees), f"{profile.method} does not commit text as it goes"
-        self.program = Program(model.config, decoder, tops, len(model.end_tokens) + 1, profile.traces)
+        self.program = Program(model.config, decoder, tops, len(model.end_tokens) + MAX_STOP_TOKENS, profile.traces)
 
     @property
     def slots(self) -> int:

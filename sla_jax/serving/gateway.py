@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -24,12 +24,11 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.answer import Answer, Piece
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
+from sla_jax.serving.messages import Chat
 from sla_jax.serving.request import Answer as Hear
 from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request, Sink
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
-from sla_jax.text import PreTrainedTokenizerBase, TextStream, chat_ids
-
-Messages = Sequence[Mapping[str, str]]
+from sla_jax.text import PreTrainedTokenizerBase, TextStream, chat_ids, chat_text
 
 
 @runtime_checkable
@@ -93,11 +92,21 @@ class Run:
         self._checks: set[str] = set()
         self._cancelled = False
 
-    def submit(self, request: Request, stops: Sequence[str] = ()) -> None:
+    def submit(
+        self,
+        request: Request,
+        stops: Sequence[str] = (),
+        *,
+        stop_tokens: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+    ) -> None:
         """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours."""
         index = len(self._answers)
         name = self._gateway.number(self.id)
-        self._answers.append(Answer(self._gateway.tokenizer, index, stops))
+        answer = Answer(
+            self._gateway.tokenizer, index, stops, stop_tokens=stop_tokens, skip_special_tokens=skip_special_tokens
+        )
+        self._answers.append(answer)
         self._places.submit(dataclasses.replace(request, id=name), lambda event: self._post(index, event))
         self._open[index] = name
 
@@ -183,7 +192,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def answer(
         self,
-        prompt: str | Sequence[int] | Messages,
+        prompt: str | Sequence[int] | Chat,
         *,
         profile: str | None = None,
         sampling: Sampling | None = None,
@@ -214,9 +223,9 @@ class Gateway:
         """Places in a profile's queue, to be had before a prompt is tokenized. Raises Overloaded, Unavailable."""
         return self.service.reserve(profile.name, count)
 
-    async def read(self, prompt: str | Sequence[int] | Messages, *, param: str = "prompt") -> Prompt:
+    async def read(self, prompt: str | Sequence[int] | Chat, *, special: bool = True, param: str = "prompt") -> Prompt:
         """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, unknown token ids."""
-        read = await asyncio.to_thread(self.encode, prompt)
+        read = await asyncio.to_thread(self.encode, prompt, special)
         if not read.tokens or not prompt:
             raise bad("the prompt is empty; it needs at least one token.", param)
         if len(read.tokens) >= self.model.context:
@@ -236,6 +245,7 @@ class Gateway:
         *,
         sampling: Sampling | None = None,
         ignore_eos: bool = False,
+        stop_tokens: Sequence[int] = (),
         top_logprobs: int = 0,
         tree: bool = False,
         param: str = "max_tokens",
@@ -250,6 +260,7 @@ class Gateway:
                 param,
                 "context_length_exceeded",
             )
+        self.check_tokens(stop_tokens, "stop_token_ids")
         limit = room if max_tokens is None else max_tokens
         profile.check_limit(limit)
         return Request(
@@ -257,7 +268,7 @@ class Gateway:
             profile=profile.name,
             prompt=prompt.tokens,
             max_tokens=limit,
-            ends=() if ignore_eos else self.model.end_tokens,
+            ends=tuple(dict.fromkeys([*(() if ignore_eos else self.model.end_tokens), *stop_tokens])),
             sampling=sampling or Sampling(),
             top_logprobs=top_logprobs,
             tree=tree,
@@ -280,20 +291,22 @@ class Gateway:
                     f"the token {token} is not in the vocabulary; it has 0 to {self.model.vocabulary - 1}.", param
                 )
 
-    def encode(self, prompt: str | Sequence[int] | Messages, special: bool = True) -> Prompt:
+    def encode(self, prompt: str | Sequence[int] | Chat, special: bool = True) -> Prompt:
         """Ids of a text (`special`: with the tokens that the tokenizer puts around it), of a chat, or as they stand.
 
         Blocks; call it in a thread. Raises UserError for a chat that the template refuses, ApiError for unknown ids.
         """
+        if isinstance(prompt, Chat):
+            messages, opens, continues, special, variables = prompt
+            how = {"add_generation_prompt": opens, "continue_final_message": continues}
+            if special:
+                return self.encode(chat_text(self.tokenizer, messages, **how, variables=variables))
+            return Prompt(tuple(chat_ids(self.tokenizer, messages, **how, variables=variables)))
         if isinstance(prompt, str):
             encoding = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=special)
             return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets))
-        tokens = [item for item in prompt if isinstance(item, int)]
-        if tokens:
-            self.check_tokens(tokens, "prompt")
-            return _spell(self.tokenizer, tuple(tokens))
-        chat = [item for item in prompt if not isinstance(item, int)]
-        return Prompt(tuple(chat_ids(self.tokenizer, chat)) if chat else ())
+        self.check_tokens(prompt, "prompt")
+        return _spell(self.tokenizer, tuple(prompt))
 
 
 def new_id(kind: str) -> str:

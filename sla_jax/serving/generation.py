@@ -1,6 +1,7 @@
 """The routes that run the model: completions, chats, rewards."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,6 +10,7 @@ from starlette.types import Send
 
 from sla_jax.serving.errors import bad
 from sla_jax.serving.gateway import Gateway, Run
+from sla_jax.serving.messages import Chat
 from sla_jax.serving.openai import Exchange, finite, usage_of
 from sla_jax.serving.orders import Order, chat_order, choose, completion_order, plain_messages
 from sla_jax.serving.replies import ChatReply, CompletionReply, RewardsReply
@@ -72,7 +74,7 @@ def _write_down(note: dict[str, Any], exchange: Exchange, words: bool) -> None:
     note["profile"] = exchange.order.profile.name
     note["tokens"] = (usage["prompt_tokens"], usage["completion_tokens"])
     if words:
-        note["prompts"] = exchange.order.prompts
+        note["prompts"] = [one.messages if isinstance(one, Chat) else one for one in exchange.order.prompts]
         note["answers"] = [text for _, text in sorted(exchange.texts.items())]
 
 
@@ -90,7 +92,7 @@ def _check_rewards(gateway: Gateway, body: RewardsBody) -> None:
 async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict[str, Any]:
     profile = choose(gateway.model, body.model, None)
     with gateway.reserve(profile) as places:
-        prompt, response = await _texts(gateway, body)
+        prompt, response = await _texts(gateway, body, profile.template)
         tokens = (*prompt, *response)
         if len(tokens) > gateway.model.context:
             raise bad(
@@ -113,16 +115,24 @@ async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict
     }
 
 
-async def _texts(gateway: Gateway, body: RewardsBody) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens of the prompt and of the response, neither of them empty. Chats close the response as a turn."""
-    messages = body.messages and plain_messages(gateway, body.messages)
-    prompt = await gateway.read(messages or body.prompt or "", param="messages" if messages else "prompt")
+async def _texts(
+    gateway: Gateway, body: RewardsBody, defaults: Mapping[str, Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the prompt and of the response, neither of them empty. Chats close the response as a turn.
+
+    `defaults`: the profile's variables of the chat template.
+    """
+    variables = {**defaults, **body.chat_template_kwargs}
+    chat = Chat(plain_messages(gateway, body.messages), variables=variables) if body.messages else None
+    prompt = await gateway.read(chat or body.prompt or "", param="messages" if chat else "prompt")
     if body.token_ids is not None:
         gateway.check_tokens(body.token_ids, "token_ids")
         return prompt.tokens, tuple(body.token_ids)
     text = body.response or ""
-    if messages:
-        before, after = await asyncio.to_thread(response_ids, gateway.tokenizer, messages, text)
+    if chat:
+        before, after = await asyncio.to_thread(
+            response_ids, gateway.tokenizer, chat.messages, text, variables=variables
+        )
         return tuple(before), tuple(after)
     response = await asyncio.to_thread(gateway.encode, text, False)
     if not response.tokens:

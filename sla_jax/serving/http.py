@@ -8,7 +8,7 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from sla_jax.errors import UserError
 from sla_jax.serving import compat, generation, operations
-from sla_jax.serving.complaints import complaint
+from sla_jax.serving.complaints import UnknownFields, complaint, model_of
 from sla_jax.serving.errors import ApiError, as_api_error
 from sla_jax.serving.gateway import Backend, Gateway
 from sla_jax.serving.metrics import Metrics
@@ -50,10 +50,11 @@ class Pages(NamedTuple):
 
 
 class App(FastAPI):
-    """FastAPI, whose /openapi.json lacks the 422 that we never answer, and knows of the API key and the vocabulary."""
+    """FastAPI, whose /openapi.json lacks the 422 that we never answer, and knows of the API key, the vocabulary and
+    whether unknown fields are refused."""
 
-    def __init__(self, *, has_key: bool, vocabulary: int, **settings: Any):
-        self._has_key, self._vocabulary = has_key, vocabulary
+    def __init__(self, *, has_key: bool, vocabulary: int, strict: bool, **settings: Any):
+        self._has_key, self._vocabulary, self._strict = has_key, vocabulary, strict
         super().__init__(**settings)
 
     def openapi(self) -> dict[str, Any]:
@@ -68,6 +69,9 @@ class App(FastAPI):
             parts = schema["components"]
             for name in ("HTTPValidationError", "ValidationError"):
                 parts["schemas"].pop(name, None)
+            if self._strict:
+                for part in parts["schemas"].values():
+                    part.setdefault("additionalProperties", False)
             if self._has_key:
                 parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             self.openapi_schema = _bounded(schema, self._vocabulary)
@@ -88,10 +92,12 @@ def create_app(
     app = App(
         has_key=config.key is not None,
         vocabulary=model.vocabulary,
+        strict=config.http.strict,
         title="sla-jax",
         version=version,
         description="Look-ahead search, streamed while it searches.",
         middleware=_middleware(config, pages.public if pages else frozenset()),
+        dependencies=[Depends(UnknownFields(config.http.strict))],
         responses={status: {"model": ErrorReply, "description": said} for status, said in ERRORS.items()},
     )
     app.include_router(generation.router(gateway))
@@ -116,7 +122,7 @@ def _middleware(config: ServeConfig, public: frozenset[str]) -> list[Middleware]
                 allow_origins=list(config.cors),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id"],
+                expose_headers=["x-request-id", "x-ignored-fields"],
             )
         )
     if config.key:
@@ -137,8 +143,7 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """A body that is not what the route takes."""
     assert isinstance(error, RequestValidationError)
-    body = getattr(request.scope.get("route"), "body_field", None)
-    return ErrorResponse(complaint(error.errors(), getattr(getattr(body, "field_info", None), "annotation", None)))
+    return ErrorResponse(complaint(error.errors(), model_of(request)))
 
 
 async def _plain(request: Request, error: Exception) -> Response:

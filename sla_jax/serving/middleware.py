@@ -1,6 +1,7 @@
 """What every request passes through, as plain ASGI: its id and its line in the log, the API key, the body's limits.
 
-`scope["state"]` then has `request_id`, and `note`: a dict in which routes leave what the access log should say.
+`scope["state"]` then has `request_id`, and `note`: a dict in which routes leave what the access log should say. The
+names that `complaints.UnknownFields` leaves there as `ignored` go out in a header.
 """
 
 import hmac
@@ -24,7 +25,10 @@ GONE = 499  # what nginx writes for a client that left
 
 
 class Entry:
-    """Names the request (by the client's x-request-id, if it is a plain word), logs it, turns our mistakes into 500."""
+    """Names the request (by the client's x-request-id, if it is a plain word), logs it, turns our mistakes into 500.
+
+    What of its body was ignored goes out as a header too, streamed or not.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -42,7 +46,10 @@ class Entry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = name
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = name
+                if ignored := scope["state"].get("ignored"):
+                    headers["x-ignored-fields"] = ",".join(ignored)
             await send(message)
 
         try:

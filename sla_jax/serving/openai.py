@@ -50,7 +50,10 @@ class Exchange:
         """Places first, tokens second, then everything is submitted; leaving cancels what still runs."""
         order, gateway = self.order, self._gateway
         with gateway.reserve(order.profile, order.places) as places:
-            self._prompts = [await gateway.read(prompt, param=order.prompt_param) for prompt in order.prompts]
+            self._prompts = [
+                await gateway.read(prompt, special=order.add_special_tokens, param=order.prompt_param)
+                for prompt in order.prompts
+            ]
             requests = [
                 gateway.request(
                     prompt,
@@ -58,6 +61,7 @@ class Exchange:
                     self._limit(prompt),
                     sampling=order.sampling_of(choice),
                     ignore_eos=order.ignore_eos,
+                    stop_tokens=order.stop_tokens,
                     top_logprobs=order.top or 0,
                     tree=order.return_tree,
                     param=order.limit_param,
@@ -67,7 +71,12 @@ class Exchange:
             ]
             async with Run(gateway, self._request_id, places) as run:
                 for request in requests:
-                    run.submit(request, order.stops)
+                    run.submit(
+                        request,
+                        order.stops,
+                        stop_tokens=order.stop_tokens,
+                        skip_special_tokens=order.skip_special_tokens,
+                    )
                 yield run
 
     async def reply(self, run: Run) -> dict[str, Any]:
@@ -150,10 +159,11 @@ class Exchange:
         return Said(*spoken, rounds, candidates, progress, told, piece.finish)
 
     def _candidate(self, one: Completion) -> dict[str, Any]:
-        text = TextStream(self._gateway.tokenizer)
+        text = TextStream(self._gateway.tokenizer, skip_special_tokens=self.order.skip_special_tokens)
+        tokens = [token for token in one.tokens if token not in self.order.stop_tokens]
         return {
             "candidate": one.candidate,
-            "text": text.push(one.tokens) + text.finish(),
+            "text": text.push(tokens) + text.finish(),
             "score": finite(one.score),
             "finish": one.finish,
             "round": one.round,

@@ -107,9 +107,9 @@ def _tokens(routes: APIRouter, gateway: Gateway) -> None:
     async def tokenize(body: TokenizeBody) -> TokenizeReply:
         if (body.prompt is None) == (body.messages is None):
             raise bad("give prompt or messages, one of them and not both.", "prompt")
-        profile_of(gateway.model, body.model)
-        source = body.prompt if body.messages is None else plain_messages(gateway, body.messages)
-        read = await asyncio.to_thread(gateway.encode, source or "", body.add_special_tokens)
+        template = gateway.profile(profile_of(gateway.model, body.model)).template
+        chat = None if body.messages is None else body.chat(plain_messages(gateway, body.messages), template)
+        read = await asyncio.to_thread(gateway.encode, chat or body.prompt or "", body.add_special_tokens is not False)
         return TokenizeReply(tokens=list(read.tokens), count=len(read.tokens), max_model_len=gateway.model.context)
 
     @routes.post("/detokenize")

@@ -4,17 +4,18 @@ import dataclasses
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sla_jax.decode.methods import useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.serving.gateway import Gateway
-from sla_jax.serving.schema import ChatBody, CompletionBody, Message, Sampled, Search
+from sla_jax.serving.messages import Chat, Message
+from sla_jax.serving.schema import ChatBody, CompletionBody, Sampled, Search
 from sla_jax.serving.settings import ModelInfo, Profile
 
-Source = str | list[int] | list[dict[str, str]]
+Source = str | list[int] | Chat
 SETTINGS = ("method", "width", "chunk", "depth", "branch_first", "beams", "n", "alpha")
 
 
@@ -42,6 +43,9 @@ class Order:
     n: int
     sampling: Sampling  # of choice 0
     stops: tuple[str, ...]
+    stop_tokens: tuple[int, ...]
+    skip_special_tokens: bool
+    add_special_tokens: bool
     top: int | None  # alternatives beside each token; None: no log-probabilities
     echo: bool
     ignore_eos: bool
@@ -83,9 +87,6 @@ class Order:
 
 def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
     """The order in a completion's body. Raises ApiError."""
-    n = body.n or 1
-    if body.best_of not in (None, n):
-        raise bad(f"best_of is {body.best_of}; only n={n} is possible, there is no choice among answers.", "best_of")
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens is 0; it has to be at least 1, unless echo asks for the prompt alone.", "max_tokens")
     prompts: list[Source] = []
@@ -94,7 +95,9 @@ def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
         prompts.append(prompt if isinstance(prompt, str) else [token for token in prompt if isinstance(token, int)])
     default = 16 if body.max_tokens is None else None
     asked = Asked(prompts, "prompt", body.max_tokens, "max_tokens", default)
-    return _order(gateway, body, asked, top=body.logprobs, echo=bool(body.echo))
+    profile = choose(gateway.model, body.model, body.search)
+    order = _order(gateway, body, profile, asked, top=body.logprobs, echo=body.echo)
+    return dataclasses.replace(order, add_special_tokens=body.add_special_tokens)
 
 
 def chat_order(gateway: Gateway, body: ChatBody) -> Order:
@@ -104,24 +107,19 @@ def chat_order(gateway: Gateway, body: ChatBody) -> Order:
             f"max_tokens is {body.max_tokens} and max_completion_tokens is {body.max_completion_tokens}; give one.",
             "max_completion_tokens",
         )
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise bad("top_logprobs is given without logprobs; set logprobs to true.", "top_logprobs")
     name = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
-    top = body.top_logprobs or 0 if body.logprobs else None
-    asked = Asked([plain_messages(gateway, body.messages)], "messages", getattr(body, name), name, None)
-    return _order(gateway, body, asked, top=top, echo=False)
+    profile = choose(gateway.model, body.model, body.search)
+    chat = body.chat(plain_messages(gateway, body.messages), profile.template)
+    asked = Asked([chat], "messages", getattr(body, name), name, None)
+    return _order(gateway, body, profile, asked, top=body.top_logprobs if body.logprobs else None, echo=False)
 
 
-def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as a chat template wants them: text parts joined, developers as whoever the template knows."""
-    known = "developer" in str(gateway.tokenizer.chat_template)
-    plain = []
-    for message in messages:
-        content = message.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        role = "system" if message.role == "developer" and not known else message.role
-        plain.append({"role": role, "content": text})
-    return plain
+def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as the model's chat template gets them."""
+    developer = "developer" if "developer" in str(gateway.tokenizer.chat_template) else "system"
+    return [message.turn(developer) for message in messages]
 
 
 def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile:
@@ -172,8 +170,10 @@ def _setting(profile: Profile, name: str) -> object:
     return profile.method if name == "method" else getattr(profile.decoder(), name, None)
 
 
-def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, echo: bool) -> Order:
-    n, most = body.n or 1, gateway.config.limits.choices
+def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, top: int | None, echo: bool) -> Order:
+    n, most = body.n, gateway.config.limits.choices
+    if body.best_of not in (None, n):
+        raise bad(f"best_of is {body.best_of}; only n={n} is possible, there is no choice among answers.", "best_of")
     if len(asked.prompts) * n > most:
         raise bad(
             f"{len(asked.prompts)} prompts times n={n} are more than the {most} answers that a request may have.", "n"
@@ -181,14 +181,14 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
     if (top or 0) > gateway.model.top_logprobs:
         raise bad(f"{top} alternatives beside a token are more than {gateway.model.top_logprobs}.", "logprobs")
     limit = asked.most_tokens if asked.max_tokens is None else asked.max_tokens
-    if limit and (body.min_tokens or 0) > limit:
+    if limit and body.min_tokens > limit:
         raise bad(f"min_tokens is {body.min_tokens}; the answer may have {limit} ({asked.limit_param}).", "min_tokens")
-    if body.stream_options is not None and not body.stream:
+    if body.stream_options.include_usage and not body.stream:
         raise bad("stream_options is given without stream; set stream to true or leave it out.", "stream_options")
-    told = body.search or Search.model_validate({})
+    told = body.search
     if told.return_rewards and not gateway.model.has_channel:
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
-    profile, sampling = choose(gateway.model, body.model, body.search), _sampling(body, gateway.model.vocabulary)
+    sampling = _sampling(body, gateway.model.vocabulary)
     _check_profile(profile, sampling, told, top)
     return Order(
         model=body.model or gateway.model.name,
@@ -197,12 +197,15 @@ def _order(gateway: Gateway, body: Sampled, asked: Asked, *, top: int | None, ec
         n=n,
         sampling=sampling,
         stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop_tokens=tuple(body.stop_token_ids),
+        skip_special_tokens=body.skip_special_tokens,
+        add_special_tokens=True,
         top=top,
         echo=echo,
-        ignore_eos=bool(body.ignore_eos),
-        stream=bool(body.stream),
-        include_usage=body.stream_options is not None and body.stream_options.include_usage,
-        return_token_ids=bool(body.return_token_ids),
+        ignore_eos=body.ignore_eos,
+        stream=body.stream,
+        include_usage=body.stream_options.include_usage,
+        return_token_ids=body.return_token_ids,
         return_rewards=told.return_rewards,
         return_candidates=told.return_candidates,
         return_tree=told.return_tree,
@@ -237,12 +240,13 @@ def _check_profile(profile: Profile, sampling: Sampling, told: Search, top: int 
 
 def _sampling(body: Sampled, vocabulary: int) -> Sampling:
     """How to choose tokens; without a seed, one that nobody has had."""
-    names = [field.name for field in dataclasses.fields(Sampling) if field.name not in ("seed", "logit_bias")]
-    values = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    own = ("seed", "logit_bias", "top_k")
+    values = {field.name: getattr(body, field.name) for field in dataclasses.fields(Sampling) if field.name not in own}
     seed = body.seed
     if seed is None:
         seed = secrets.randbits(63) if body.temperature else 0
-    return Sampling(**values, seed=seed, logit_bias=_biases(body.logit_bias or {}, vocabulary))
+    biases = _biases(body.logit_bias, vocabulary)
+    return Sampling(**values, top_k=max(body.top_k, 0), seed=seed, logit_bias=biases)
 
 
 def _biases(biases: Mapping[str, float], vocabulary: int) -> tuple[tuple[int, float], ...]:

@@ -39,7 +39,7 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.serving.accounts import Ledger, Tally
 from sla_jax.serving.engine import position_bytes, prompt_row
 from sla_jax.serving.reader import Prefix, Reader
-from sla_jax.serving.request import Event, Progress, Request
+from sla_jax.serving.request import MAX_STOP_TOKENS, Event, Progress, Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.sizes import places_of
 from sla_jax.sharding import constrain
@@ -122,7 +122,7 @@ class PoolEngine:
             del self.seats[slot]
 
     def _seat(self, prefix: Prefix, request: Request, phases: tuple[Phase, ...], began: float) -> Seat:
-        prompt = prompt_row(request, self.reader.sizes.context, len(self.model.end_tokens) + 1)
+        prompt = prompt_row(request, self.reader.sizes.context, len(self.model.end_tokens) + MAX_STOP_TOKENS)
         kv = self.reader.resized(prefix.kv, self.reader.sizes.holding(len(request.prompt)))
         static: dict[str, Any] = {"design": self.design, "shape": roomy(phases[0], self.places)}
         state = plant_program(self.model.policy, prefix.hidden, prefix.reward, prompt, **static)

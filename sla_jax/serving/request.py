@@ -9,6 +9,7 @@ from sla_jax.decode.cost import Cost
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.snapshot import Tree
 
+MAX_STOP_TOKENS = 8  # that a request may add to the model's end tokens; every program has room for them
 Top = list[tuple[int, float]]  # (token, log-probability), best first
 Finish = Literal["stop", "length", "abort", "timeout", "error"]
 

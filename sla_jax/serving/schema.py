@@ -1,34 +1,26 @@
-"""Request bodies: what a client may send, field by field, and nothing else.
+"""Request bodies: what a client may send, field by field.
 
-Types are strict ("1" is no number, true is no integer) and unknown fields are refused. `NoOps` are fields of OpenAI's
-API that we do not honour but that clients send with a value that asks for nothing; any other value is refused.
+What they have in common is in `body.py`, with the fields that may only ask for nothing; messages are in `messages.py`.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from sla_jax.decode.sampling import MAX_BIASES, RANGES
+from sla_jax.serving.body import Body, NoOps, Nothing
+from sla_jax.serving.messages import Message, Templated, Variables
+from sla_jax.serving.request import MAX_STOP_TOKENS
 
 MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, MAX_INT = 16, 256, 20, 2**31 - 1
 TOKEN_ID = "token-id"  # a format of ours: /openapi.json then says how many tokens the model knows
 
-
-def _flag(value: Any) -> Any:
-    """Literal[False] alone would take 0."""
-    if not isinstance(value, bool):
-        raise ValueError("it has to be true or false")
-    return value
-
-
-Off = Annotated[Literal[False], BeforeValidator(_flag)]
-On = Annotated[Literal[True], BeforeValidator(_flag)]
 Token = Annotated[int, Field(ge=0, le=MAX_INT, json_schema_extra={"format": TOKEN_ID})]
 Tokens = Annotated[list[Token], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
+StopTokens = Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 def _range(name: str, **more: Any) -> Any:
@@ -37,26 +29,21 @@ def _range(name: str, **more: Any) -> Any:
     return Field(ge=low, le=high, **more)
 
 
-class Body(BaseModel):
-    """Strict about types, and about names."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-
-
 class StreamOptions(Body):
     """How to stream."""
 
     include_usage: bool = Field(False, description="A last chunk without choices says how many tokens were used.")
-
-
-class ResponseFormat(Body):
-    """Text is all there is."""
-
-    type: Literal["text"]
+    include_obfuscation: Nothing = None
+    continuous_usage_stats: Nothing = None
 
 
 class Search(Body):
-    """Which of the declared search profiles to use: by its name or by its settings. And what to tell of the search."""
+    """Which of the declared search profiles to use: by its name or by its settings. And what to tell of the search.
+
+    This object is ours, so that a name it does not know is a mistake.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     profile: str | None = Field(None, description="A profile's name.")
     method: Literal["greedy", "sla", "beam", "best_of_n", "speculative_rejection", "step_beam", "dvts"] | None = None
@@ -73,47 +60,41 @@ class Search(Body):
     return_cost: bool = Field(False, description="Say with the last part of every answer what it cost.")
 
 
-class NoOps(Body):
-    """Fields of OpenAI's API that are taken only if they ask for nothing."""
-
-    response_format: ResponseFormat | None = None
-    store: Off | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-
-
 class Sampled(NoOps):
     """What completions and chats have in common."""
 
     model: str | None = Field(
         None, description="MODEL, or MODEL:profile to choose a search. Default: the model served."
     )
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = Field(1, description="Answers to every prompt.")
-    temperature: Annotated[float, _range("temperature")] | None = Field(
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: Annotated[int, Field(ge=1, le=128)] = Field(1, description="Answers to every prompt.")
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Only the same as n.")
+    temperature: Annotated[float, _range("temperature")] = Field(
         0.0, description="0, the default here (OpenAI's is 1): the best token always."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
-    top_k: Annotated[int, _range("top_k")] | None = Field(0, description="0: all.")
-    min_p: Annotated[float, _range("min_p")] | None = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=RANGES["top_k"][1])] = Field(0, description="0 or -1: all.")
+    min_p: Annotated[float, _range("min_p")] = 0.0
     seed: Annotated[int, _range("seed")] | None = Field(
         None, description="Same seed, same answer. Choice 0 uses it as it is, the others seeds made from it."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="The answer ends before the first of these strings, min_tokens or not."
     )
-    logit_bias: (
-        Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None
-    ) = Field(None, description="Token id → what is added to its logit.")
-    presence_penalty: Annotated[float, _range("presence_penalty")] | None = 0.0
-    frequency_penalty: Annotated[float, _range("frequency_penalty")] | None = 0.0
-    repetition_penalty: Annotated[float, _range("repetition_penalty")] | None = 1.0
-    ignore_eos: bool | None = Field(False, description="Go on to max_tokens.")
-    min_tokens: Annotated[int, _range("min_tokens")] | None = Field(0, description="No end token before as many.")
-    return_token_ids: bool | None = Field(False, description="Adds token_ids and prompt_token_ids to the choices.")
+    stop_token_ids: StopTokens = Field([], description="The answer also ends before these tokens, ignore_eos or not.")
+    skip_special_tokens: bool = Field(True, description="If false the text spells special tokens, the end token too.")
+    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] = (
+        Field({}, description="Token id → what is added to its logit.")
+    )
+    presence_penalty: Annotated[float, _range("presence_penalty")] = 0.0
+    frequency_penalty: Annotated[float, _range("frequency_penalty")] = 0.0
+    repetition_penalty: Annotated[float, _range("repetition_penalty")] = 1.0
+    ignore_eos: bool = Field(False, description="Go on to max_tokens.")
+    min_tokens: Annotated[int, _range("min_tokens")] = Field(0, description="No end token before as many.")
+    return_token_ids: bool = Field(False, description="Adds token_ids and prompt_token_ids to the choices.")
     user: str | None = Field(None, description="Written to the access log.")
-    search: Search | None = None
+    search: Search = Search()
 
 
 class CompletionBody(Sampled):
@@ -124,26 +105,11 @@ class CompletionBody(Sampled):
         None, description="Exact. 16, or what the context leaves if that is less; 0 only together with echo."
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    echo: bool | None = Field(False, description="The prompt first; with logprobs, its log-probabilities too.")
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Only the same as n.")
-    suffix: Literal[""] | None = None
+    echo: bool = Field(False, description="The prompt first; with logprobs, its log-probabilities too.")
+    add_special_tokens: bool = Field(True, description="With the tokens that the tokenizer puts around a prompt.")
 
 
-class TextPart(Body):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Body):
-    """A turn of a conversation. A developer message is a system message to a template that does not know developers."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-
-class ChatBody(Sampled):
+class ChatBody(Sampled, Templated):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -153,31 +119,29 @@ class ChatBody(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(
         None, description="Exact. What the context leaves, if absent."
     )
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Nothing | None = None
-    functions: Nothing | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+    echo: Nothing = None
 
 
-class RewardsBody(Body):
+class RewardsBody(NoOps):
     """POST /v1/rewards: a prompt or messages, and a response or its token ids."""
 
     model: str | None = None
     prompt: Text | Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    chat_template_kwargs: Variables = {}
     response: str | None = None
     token_ids: Tokens | None = None
 
 
-class TokenizeBody(Body):
+class TokenizeBody(NoOps, Templated):
     """POST /tokenize: a prompt or messages."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_special_tokens: bool = Field(True, description="With the tokens that the tokenizer puts around a prompt.")
+    return_token_strs: Nothing = None
 
 
 class DetokenizeBody(Body):
@@ -191,9 +155,3 @@ class AbortBody(Body):
     """POST /abort_request."""
 
     request_id: str = Field(description="The x-request-id of the request, which its client may have chosen.")
-
-
-NO_OPS = {
-    *NoOps.model_fields,
-    *("tools", "functions", "tool_choice", "modalities", "suffix"),
-}

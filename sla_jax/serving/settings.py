@@ -3,11 +3,12 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
+from sla_jax.text import check_variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Profile:
     filter_duplicates: bool = False
     boxed: bool = False
     traces: bool = False
+    template: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or "/" in self.name:
@@ -53,6 +55,7 @@ class Profile:
             raise UserError(f"the profile {self.name} has slots={self.slots}; it has to be 1 to 1024.")
         if self.method == "sla" and (self.width is None or self.depth is None):
             raise UserError(f"the profile {self.name} needs width and depth: {{method: sla, width: 2, depth: 2, …}}.")
+        check_variables(self.template)
         decoder = self.decoder()
         if self.traces and not isinstance(decoder, Trees):
             raise UserError(
@@ -68,7 +71,7 @@ class Profile:
 
     def decoder(self) -> Decoder:
         """The decoder that these settings name; what is not given is its own default."""
-        own = ("name", "method", "slots", "traces")
+        own = ("name", "method", "slots", "traces", "template")
         options = {name: value for name, value in vars(self).items() if name not in own}
         return decoder_of(self.method, options, f"profiles.{self.name}.")
 
@@ -143,6 +146,14 @@ class Tls:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HttpRules:
+    """How strictly requests are read."""
+
+    strict: bool = False
+    """Refuse fields of a body that this server does not know; else they are ignored, and a header names them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """What to serve and how."""
 
@@ -160,6 +171,7 @@ class ServeConfig:
     """Clients must send it (Authorization: Bearer KEY); $SLA_JAX_API_KEY works too and is not seen in `ps`."""
     engine: Engines = Engines()
     limits: Limits = Limits()
+    http: HttpRules = HttpRules()
     tls: Tls = Tls()
     cors: tuple[str, ...] = ()
     """Origins of web pages that may call this server; * for all."""

@@ -33,7 +33,7 @@ from sla_jax.serving.accounts import Ledger, Tally
 from sla_jax.serving.engine import position_bytes, prompt_row
 from sla_jax.serving.pools import empty_cache, pool_axes, told
 from sla_jax.serving.reader import Prefix, Reader
-from sla_jax.serving.request import Event, Progress, Request
+from sla_jax.serving.request import MAX_STOP_TOKENS, Event, Progress, Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.sizes import places_of
 from sla_jax.sharding import constrain
@@ -125,7 +125,7 @@ class StepEngine:
 
     def _seat(self, prefix: Prefix, request: Request, shape: Phase, began: float) -> Seat:
         params = self.model.policy
-        prompt = prompt_row(request, self.reader.sizes.context, len(self.model.end_tokens) + 1)
+        prompt = prompt_row(request, self.reader.sizes.context, len(self.model.end_tokens) + MAX_STOP_TOKENS)
         kv = self.reader.resized(prefix.kv, self.reader.sizes.holding(len(request.prompt)))
         static: dict[str, Any] = {"config": self.model.config, "shape": shape}
         walk = with_prefix(plant_program(params, prefix.hidden, prefix.reward, prompt, **static), kv)

@@ -32,12 +32,12 @@ def tokenized(tokenizer: Any, content: str | list[dict[str, str]]) -> Tokens:
     if isinstance(content, str):
         encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=True)
         return Tokens(content, list(encoding.ids), spans(encoding, content), (0, len(encoding.ids)))
-    text = chat_text(tokenizer, content, False)
+    text = chat_text(tokenizer, content, add_generation_prompt=False)
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     ids, places = list(encoding.ids), spans(encoding, text)
     if content[-1]["role"] != "assistant":
         return Tokens(text, ids, places, (0, len(ids)))
-    prompt = chat_text(tokenizer, content[:-1], True)
+    prompt = chat_text(tokenizer, content[:-1])
     if not text.startswith(prompt):
         raise UserError(
             "the chat template writes this conversation's prompt differently once there is an answer, so where the "

@@ -1,0 +1,164 @@
+"""What every request body has in common, and the fields of other servers' APIs that ask for nothing.
+
+Types are strict ("1" is no number, true is no integer). A field that is null is absent, at every depth. A name that no
+model has is not refused here: `complaints.UnknownFields` tells the client of it, or refuses it if the server is strict.
+"""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+NOT_HONOURED = "not_honoured"
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Say in a schema that every field that may be absent may be null."""
+    for name, field in schema.get("properties", {}).items():
+        if name not in schema.get("required", []) and {"type": "null"} not in field.get("anyOf", []):
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+
+
+class Body(BaseModel):
+    """An object that a client sends: strict about types, null is absent."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=(), json_schema_extra=_nullable)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return without_nulls(data) if isinstance(data, dict) else data
+
+
+def without_nulls(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {name: value for name, value in data.items() if value is not None}
+
+
+class Neutral:
+    """Lets a field have only a value that asks for nothing: null, false, empty, or one of `values`; it is None then.
+
+    An object counts without its fields that are null or false: {"type": "text", "json_schema": null} is text.
+    """
+
+    def __init__(self, *values: Any):
+        self._values = (*EMPTY, *values)
+
+    def check(self, value: Any) -> None:
+        """Raise pydantic's error, of the type NOT_HONOURED, for a value that asks for something."""
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if item is not None and item is not False}
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self._values):
+            allowed = ", ".join(["null", "false", "empty", *map(json.dumps, self._values[len(EMPTY) :])])
+            raise PydanticCustomError(NOT_HONOURED, "it may only be {allowed}", {"allowed": allowed})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        plain = [value for value in self._values if not isinstance(value, dict)]
+        return {"anyOf": [{"enum": plain}, *(_object(value) for value in self._values if isinstance(value, dict))]}
+
+
+def _object(value: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with these fields, and others only if they are null or false."""
+    fields = {name: {"const": item} for name, item in value.items()}
+    rest = {"enum": [None, False]}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": rest}
+
+
+Nothing = Annotated[Any, Neutral()]
+NothingOrTrue = Annotated[Any, Neutral(True)]
+NothingOrChoice = Annotated[Any, Neutral("none", "auto")]
+NothingOrMedium = Annotated[Any, Neutral("medium")]  # OpenAI's default of both
+
+
+class NoOps(Body):
+    """Fields of OpenAI's, vLLM's and SGLang's APIs that this server does not honour: the one table of what they may be.
+
+    The first ones name or hint at something and cannot change an answer, whatever they say. The others are taken with a
+    value that asks for nothing, which is often their default there, and refused by name with any other.
+    """
+
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    request_id: str | None = None
+    rid: str | list[str] | None = None
+    custom_labels: dict[str, Any] | None = None
+
+    # OpenAI
+    audio: Nothing = None
+    function_call: NothingOrChoice = None
+    functions: Nothing = None
+    modalities: Annotated[Any, Neutral(["text"])] = None
+    moderation: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: NothingOrMedium = None
+    response_format: Annotated[Any, Neutral({"type": "text"})] = None
+    suffix: Nothing = None
+    tool_choice: NothingOrChoice = None
+    tools: Nothing = None
+    verbosity: NothingOrMedium = None
+    web_search_options: Nothing = None
+
+    # vLLM
+    allowed_token_ids: Nothing = None
+    bad_words: Nothing = None
+    cache_salt: Nothing = None
+    chat_template: Nothing = None
+    documents: Nothing = None
+    early_stopping: Nothing = None
+    guided_choice: Nothing = None
+    guided_decoding_backend: Nothing = None
+    guided_grammar: Nothing = None
+    guided_json: Nothing = None
+    guided_json_object: Nothing = None
+    guided_regex: Nothing = None
+    guided_whitespace_pattern: Nothing = None
+    include_reasoning: NothingOrTrue = None
+    include_stop_str_in_output: Nothing = None
+    kv_transfer_params: Nothing = None
+    length_penalty: Annotated[Any, Neutral(1.0)] = None
+    logits_processors: Nothing = None
+    media_io_kwargs: Nothing = None
+    mm_processor_kwargs: Nothing = None
+    priority: Annotated[Any, Neutral(0)] = None
+    prompt_embeds: Nothing = None
+    prompt_logprobs: Nothing = None
+    return_tokens_as_token_ids: Nothing = None
+    structural_tag: Nothing = None
+    structured_outputs: Nothing = None
+    truncate_prompt_tokens: Nothing = None
+    truncation_side: Nothing = None
+    use_beam_search: Nothing = None
+    vllm_xargs: Nothing = None
+
+    # SGLang
+    bootstrap_host: Nothing = None
+    bootstrap_port: Nothing = None
+    bootstrap_room: Nothing = None
+    custom_logit_processor: Nothing = None
+    custom_params: Nothing = None
+    data_parallel_rank: Nothing = None
+    ebnf: Nothing = None
+    extra_key: Nothing = None
+    json_schema: Nothing = None
+    lora_path: Nothing = None
+    no_stop_trim: Nothing = None
+    regex: Nothing = None
+    return_cached_tokens_details: Nothing = None
+    return_hidden_states: Nothing = None
+    return_routed_experts: Nothing = None
+    separate_reasoning: NothingOrTrue = None
+    session_params: Nothing = None
+    stop_regex: Nothing = None
+    stream_reasoning: NothingOrTrue = None

@@ -1,0 +1,174 @@
+"""Messages of a chat: what a client may send, and what a chat template gets of it.
+
+A template gets a message as the client wrote it, without nulls, as transformers gives it. Three things are made from
+what OpenAI's API writes otherwise: a tool call's arguments (`Arguments`); a refusal, which is what the assistant said;
+and a developer, who is the system to a template that does not know developers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from sla_jax.serving.body import Body, Nothing, without_nulls
+
+PARTS = ("text", "refusal")
+# what a template may see of a message, beside its content
+TURN = ("role", "name", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "function_call", "refusal")
+
+
+class Arguments(dict[str, Any]):
+    """A tool call's arguments: an object to templates that look into it, its own JSON text to those that print it.
+
+    OpenAI's API sends text; transformers asks templates to expect an object, and vLLM gives them one. DeepSeek's
+    templates join text to it.
+    """
+
+    def __init__(self, text: str, fields: Mapping[str, Any]):
+        super().__init__(fields)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
+def _readable(kind: Any) -> Any:
+    """Name a type of parts that nothing here can read."""
+    if isinstance(kind, str) and kind not in PARTS:
+        raise ValueError(f"parts of the type {kind[:40]!r} cannot be read; this server reads {' and '.join(PARTS)}")
+    return kind
+
+
+class Part(Body):
+    """A part of a message."""
+
+    type: Annotated[Literal["text", "refusal"], BeforeValidator(_readable)]
+    text: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Part":
+        if getattr(self, self.type) is None:
+            raise ValueError(f"a part of the type {self.type!r} needs the string {self.type!r}")
+        return self
+
+
+def _function(call: dict[str, Any]) -> dict[str, Any]:
+    """A function's call without nulls, its arguments as a template gets them."""
+    call = without_nulls(call)
+    if not isinstance(call.get("name"), str):
+        raise ValueError("a call of a function needs the string 'name'")
+    return {**call, "arguments": _arguments(call.get("arguments"))}
+
+
+def _arguments(given: Any) -> Any:
+    """An object; what is no JSON object stays as it is."""
+    if given in (None, ""):
+        return {}
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        return given
+    return Arguments(given, found) if isinstance(given, str) and isinstance(found, dict) else given
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool's call without nulls, its fields in the client's order: templates print it as JSON."""
+    call = without_nulls(call)
+    if call.get("type", "function") != "function":
+        return call
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise ValueError("a tool call needs the object 'function'")
+    return {**call, "function": _function(function)}
+
+
+Function = Annotated[dict[str, Any], AfterValidator(_function)]
+ToolCall = Annotated[dict[str, Any], AfterValidator(_tool_call)]
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
+]
+
+
+Variables = Annotated[dict[str, Any], Field(description="Variables of the chat template; they win over a profile's.")]
+
+
+class Message(Body):
+    """A turn of a conversation. A developer message is a system message to a template that does not know developers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = Field(None, description="Only assistants and functions may leave it out.")
+    name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    function_call: Function | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = Field(None, description="What OpenAI says of sources; it is no part of the text.")
+    audio: Nothing = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        if self.content is None and self.role not in ("assistant", "function"):
+            raise ValueError(f"a message of the role {self.role!r} needs a content")
+        return self
+
+    def turn(self, developer: str) -> dict[str, Any]:
+        """The message as a chat template gets it; `developer` is the role that the template knows a developer by."""
+        turn = {name: getattr(self, name) for name in TURN if getattr(self, name) not in (None, [])}
+        content: Any = self.content
+        if isinstance(content, list):
+            content = [{"type": "text", "text": part.text if part.type == "text" else part.refusal} for part in content]
+        if content is None and self.refusal is not None:
+            content = turn.pop("refusal")
+        if content is not None:
+            turn["content"] = content
+        if self.reasoning is not None:
+            turn.setdefault("reasoning_content", self.reasoning)
+        if self.role == "developer":
+            turn["role"] = developer
+        return turn
+
+
+class Chat(NamedTuple):
+    """A conversation to be written by a chat template, and how."""
+
+    messages: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False  # around what the template writes, which has its own
+    variables: Mapping[str, Any] = {}
+
+
+class Templated(Body):
+    """How the chat template writes messages."""
+
+    add_generation_prompt: bool | None = Field(
+        None, description="Open the assistant's turn. Default: unless continue_final_message is true."
+    )
+    continue_final_message: bool = Field(False, description="The last message stays open; the answer continues it.")
+    add_special_tokens: bool | None = Field(
+        None, description="With the tokens that the tokenizer puts around a text. Default: of a prompt, not of a chat."
+    )
+    chat_template_kwargs: Variables = {}
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "Templated":
+        if self.add_generation_prompt and self.continue_final_message:
+            raise ValueError("add_generation_prompt and continue_final_message are both true; only one of them can be")
+        return self
+
+    def chat(self, turns: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Chat:
+        """What is to be written, for messages as a template gets them and variables that the body may overwrite."""
+        opens = not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+        variables = {**defaults, **self.chat_template_kwargs}
+        return Chat(turns, opens, self.continue_final_message, bool(self.add_special_tokens), variables)
