@@ -31,16 +31,19 @@ WELL = json.dumps({"status": "ok", "version": "0.0.0"})
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "record"}]}
 
 
-# what servers of this API answer a GET with: (content type, text); for anything else there is a 404 and no record
+# what servers of this API answer: POST by `answer`, GET with (content type, text); anything else is a 404 and not kept
+POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/rewards", "/tokenize")
 GETS = {
     "/v1/models": ("application/json", json.dumps(MODELS)),
     "/metrics": ("text/plain", ""),
-    **{path: ("application/json", WELL) for path in ("/health", "/ready", "/ping", "/version", "/tokenizer_info")},
+    **dict.fromkeys(("/health", "/ready", "/ping", "/version", "/tokenizer_info"), ("application/json", WELL)),
 }
 
 
 def answer(path: str, body: Any) -> tuple[str, str]:
     """Give (content type, text) of a plausible reply to a POST."""
+    if path == "/tokenize":
+        return "application/json", json.dumps({"tokens": [1, 2, 3], "count": 3, "max_model_len": 1024})
     chat = path.endswith("/chat/completions")
     head = {"id": "reply-1", "created": 0, "model": body.get("model", MODEL)}
     if not body.get("stream"):
@@ -111,6 +114,9 @@ class Handler(BaseHTTPRequestHandler):
             text = b"".join(self._chunks())
         else:
             text = self.rfile.read(int(self.headers["content-length"]))
+        if self.path not in POSTS:
+            self.send_error(404)
+            return
         body = json.loads(text)
         self._keep(body=body)
         self._reply(*answer(self.path, body))
@@ -125,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name: self.headers[name] for name in TELLING if name in self.headers}
         for name in headers.keys() & SECRET.keys():
             headers[name] = SECRET[name]
-        self.server.exchanges.append({"method": self.command, "path": self.path, "headers": headers, **body})
+        exchange = {"method": self.command, "path": self.path, "headers": headers, **body}
+        if body or exchange not in self.server.exchanges:  # what is polled is kept once
+            self.server.exchanges.append(exchange)
 
     def _reply(self, kind: str, text: str) -> None:
         self.send_response(200)
