@@ -139,3 +139,4 @@ def serve(words, cwd, environment):
         assert server.exit_code() == 0
     assert asked.stdout.startswith("data: {") and asked.stdout.endswith("data: [DONE]\n\n")
     assert "explored_tokens=" in said and len(said) > 60
+    assert len(said.partition("shorter: ")[2]) > 10

@@ -79,7 +79,8 @@ def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     place = [step for step in first["loc"] if step != "body"]
     if not place:
-        return bad("the body has to be a JSON object.")
+        whole = first["type"] == "value_error"  # of fields that do not go together
+        return bad(f"{_lower(first['msg'])}." if whole else "the body has to be a JSON object.")
     field = str(place[0])
     if first["type"] == "extra_forbidden":
         return _unknown(place, model)

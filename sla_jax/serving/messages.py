@@ -1,10 +1,12 @@
 """Messages of a chat: what a client may send, and what a chat template gets of it.
 
 A template gets a message as the client wrote it, without nulls, as transformers gives it. Three things are made from
-what OpenAI's API writes otherwise: a tool call's arguments (`Arguments`); a refusal, which is what the assistant said;
-and a developer, who is the system to a template that does not know developers.
+what OpenAI's API writes otherwise: a refusal is what the assistant said; a developer is the system to a template that
+does not know developers; and the arguments of a tool's call, JSON text in the API, are an object. transformers asks
+templates to expect one, and vLLM gives it to them. A template that joins text to them, as DeepSeek's does, gets text.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,31 +14,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sla_jax.serving.body import Body, Nothing, without_nulls
+from sla_jax.text import PreTrainedTokenizerBase, chat_text
 
 PARTS = ("text", "refusal")
 # what a template may see of a message, beside its content
 TURN = ("role", "name", "reasoning_content", "reasoning", "tool_calls", "tool_call_id", "function_call", "refusal")
-
-
-class Arguments(dict[str, Any]):
-    """A tool call's arguments: an object to templates that look into it, its own JSON text to those that print it.
-
-    OpenAI's API sends text; transformers asks templates to expect an object, and vLLM gives them one. DeepSeek's
-    templates join text to it.
-    """
-
-    def __init__(self, text: str, fields: Mapping[str, Any]):
-        super().__init__(fields)
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-    def __add__(self, other: str) -> str:
-        return self._text + other
-
-    def __radd__(self, other: str) -> str:
-        return other + self._text
 
 
 def _readable(kind: Any) -> Any:
@@ -61,22 +43,10 @@ class Part(Body):
 
 
 def _function(call: dict[str, Any]) -> dict[str, Any]:
-    """A function's call without nulls, its arguments as a template gets them."""
-    call = without_nulls(call)
+    """A function's call without nulls."""
     if not isinstance(call.get("name"), str):
         raise ValueError("a call of a function needs the string 'name'")
-    return {**call, "arguments": _arguments(call.get("arguments"))}
-
-
-def _arguments(given: Any) -> Any:
-    """An object; what is no JSON object stays as it is."""
-    if given in (None, ""):
-        return {}
-    try:
-        found = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError):
-        return given
-    return Arguments(given, found) if isinstance(given, str) and isinstance(found, dict) else given
+    return without_nulls(call)
 
 
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
@@ -84,10 +54,21 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     call = without_nulls(call)
     if call.get("type", "function") != "function":
         return call
-    function = call.get("function")
-    if not isinstance(function, dict):
+    if not isinstance(call.get("function"), dict):
         raise ValueError("a tool call needs the object 'function'")
-    return {**call, "function": _function(function)}
+    return {**call, "function": _function(call["function"])}
+
+
+def _with_arguments(function: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    """A function's call with its arguments as text, or as an object if they are one."""
+    given = function.get("arguments") or {}
+    if as_text and not isinstance(given, str):
+        given = json.dumps(given, ensure_ascii=False)
+    elif not as_text and isinstance(given, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(given)
+            given = found if isinstance(found, dict) else given
+    return {**function, "arguments": given}
 
 
 Function = Annotated[dict[str, Any], AfterValidator(_function)]
@@ -122,8 +103,16 @@ class Message(Body):
             raise ValueError(f"a message of the role {self.role!r} needs a content")
         return self
 
-    def turn(self, developer: str) -> dict[str, Any]:
-        """The message as a chat template gets it; `developer` is the role that the template knows a developer by."""
+    @property
+    def calls(self) -> bool:
+        """Whether a tool is called."""
+        return bool(self.tool_calls or self.function_call)
+
+    def turn(self, developer: str = "system", *, as_text: bool = False) -> dict[str, Any]:
+        """The message as a chat template gets it.
+
+        `developer` is the role that the template knows a developer by; `as_text` of `arguments_are_text`.
+        """
         turn = {name: getattr(self, name) for name in TURN if getattr(self, name) not in (None, [])}
         content: Any = self.content
         if isinstance(content, list):
@@ -132,11 +121,34 @@ class Message(Body):
             content = turn.pop("refusal")
         if content is not None:
             turn["content"] = content
+        if self.function_call:
+            turn["function_call"] = _with_arguments(self.function_call, as_text)
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {**call, "function": _with_arguments(call["function"], as_text)} if "function" in call else call
+                for call in self.tool_calls
+            ]
         if self.reasoning is not None:
             turn.setdefault("reasoning_content", self.reasoning)
         if self.role == "developer":
             turn["role"] = developer
         return turn
+
+
+def arguments_are_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template wants a call's arguments as text: an object breaks it, or is printed as Python has it."""
+    written = _call_text(tokenizer, {"a": "b"})
+    return _call_text(tokenizer, '{"a": "b"}') is not None if written is None else "{'a': 'b'}" in written
+
+
+def _call_text(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> str | None:
+    """A conversation with a call, as the template writes it; None if it cannot."""
+    call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+        return chat_text(tokenizer, messages)
+    except Exception:  # a template may raise anything
+        return None
 
 
 class Chat(NamedTuple):

@@ -11,7 +11,7 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import nearest
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.serving.gateway import Gateway
-from sla_jax.serving.messages import Chat, Message
+from sla_jax.serving.messages import Chat, Message, arguments_are_text
 from sla_jax.serving.schema import ChatBody, CompletionBody, Sampled, Search
 from sla_jax.serving.settings import ModelInfo, Profile
 
@@ -119,7 +119,8 @@ def chat_order(gateway: Gateway, body: ChatBody) -> Order:
 def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as the model's chat template gets them."""
     developer = "developer" if "developer" in str(gateway.tokenizer.chat_template) else "system"
-    return [message.turn(developer) for message in messages]
+    as_text = any(message.calls for message in messages) and arguments_are_text(gateway.tokenizer)
+    return [message.turn(developer, as_text=as_text) for message in messages]
 
 
 def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile:

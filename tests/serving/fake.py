@@ -185,8 +185,8 @@ class FakeService:
         )
 
 
-def fake_app(service: Any = None, *, model: ModelInfo = MODEL, **settings: Any) -> FastAPI:
+def fake_app(service: Any = None, *, model: ModelInfo = MODEL, tokenizer: Any = TOKENIZER, **settings: Any) -> FastAPI:
     """The app in front of a fake (or any other) service."""
     config = ServeConfig(checkpoint="tiny", profiles=model.profiles, **{"limits": Limits(body_bytes=65536), **settings})
     metrics = Metrics({profile.name: profile.slots for profile in model.profiles})
-    return create_app(service or FakeService(), model, TOKENIZER, config, metrics)
+    return create_app(service or FakeService(), model, tokenizer, config, metrics)

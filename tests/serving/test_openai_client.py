@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
+from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageFunctionToolCall
+from openai.types.chat.chat_completion_message_function_tool_call import Function
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from tests.serving.asgi import WAIT
-from tests.serving.fake import ANSWER, FakeService, encode, fake_app, logprob
+from tests.serving.fake import ANSWER, TOKENIZER, FakeService, encode, fake_app, logprob
 
 KEY = "secret-key"
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
@@ -129,6 +133,93 @@ def test_a_search(client):
     chunks = list(client.chat.completions.create(**asked, stream=True))
     assert [chunk.search for chunk in chunks if hasattr(chunk, "search")] == rounds
     assert [token for item in rounds for token in item["token_ids"]] == TOKENS[:7]
+
+
+# ---- what a reply contains is taken back ----
+
+
+def kept(client, **asked: Any) -> Iterator[Any]:
+    """The message of a reply as a conversation keeps it: the object, all of its fields, those that are set, as JSON."""
+    message = client.chat.completions.create(model="tiny", messages=MESSAGES, **asked).choices[-1].message
+    yield from (message, message.model_dump(), message.model_dump(exclude_unset=True), message.to_dict())
+    yield json.loads(message.model_dump_json())
+
+
+def prompts(service: FakeService) -> list[str]:
+    """What the model has read since the last time."""
+    read = [TOKENIZER.decode(list(request.prompt)) for request in service.requests]
+    service.requests.clear()
+    return read
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"n": 2, "temperature": 0.7, "seed": 3},
+        {"logprobs": True, "top_logprobs": 2},
+        {"stop": [" Paris"]},
+        {"max_tokens": 1, "stop": "The"},
+        {"extra_body": {"search": {"profile": "sla", "return_rewards": True, "return_cost": True}}},
+    ],
+)
+def test_a_second_turn_with_the_message_of_the_first(client, service, asked):
+    for message in kept(client, **asked):
+        prompts(service)
+        content = message["content"] if isinstance(message, dict) else message.content
+        history = [*MESSAGES, message, {"role": "user", "content": "And of Spain?"}]
+        reply = client.chat.completions.with_raw_response.create(model="tiny", messages=history, max_tokens=2)
+        assert "x-ignored-fields" not in reply.headers
+        assert prompts(service) == [
+            f"<|im_start|>user\n{MESSAGES[0]['content']}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>\n"
+            "<|im_start|>user\nAnd of Spain?<|im_end|>\n<|im_start|>assistant\n"
+        ]
+
+
+def test_a_second_turn_with_the_deltas_of_a_stream(client, service):
+    """As clients join them: the fields of all deltas, texts one behind the other."""
+    options = {"include_usage": True}
+    stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, stream_options=options)
+    message: dict[str, Any] = {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            for name, value in choice.delta.model_dump().items():
+                message[name] = (message.get(name) or "") + value if name == "content" and value else value
+    history = [*MESSAGES, {**message, "role": "assistant", "content": ANSWER}, {"role": "user", "content": "And?"}]
+    prompts(service)
+    client.chat.completions.create(model="tiny", messages=history, max_tokens=2)
+    assert ANSWER in prompts(service)[0]
+
+
+def test_a_history_with_tools(client, service):
+    """As the openai package writes one: its own types, and their model_dump()."""
+    call = ChatCompletionMessageFunctionToolCall(
+        id="a", type="function", function=Function(name="weather", arguments='{"city": "Paris"}')
+    )
+    message = ChatCompletionMessage(role="assistant", content=None, tool_calls=[call])
+    result = {"role": "tool", "tool_call_id": "a", "content": "31 degrees"}
+    read = []
+    for said in (message, message.model_dump(), message.model_dump(exclude_none=True)):
+        prompts(service)
+        asked = {"model": "tiny", "messages": [*MESSAGES, said, result], "max_tokens": 4}
+        chunks = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        assert list(chunks)[-1].usage.completion_tokens == 4
+        read += prompts(service)
+    assert len(set(read)) == 1
+    assert "<|im_start|>tool\n31 degrees<|im_end|>" in read[0]
+    assert "None" not in read[0]
+
+
+def test_every_parameter_of_the_client_may_be_null(client):
+    names = {*CompletionCreateParamsBase.__annotations__} - {"model", "messages"}
+    assert {"reasoning_effort", "prediction", "verbosity", "tools"} <= names
+    asked = dict.fromkeys(names)
+    reply = client.chat.completions.create(model="tiny", messages=MESSAGES, **asked)
+    assert reply.choices[0].message.content == ANSWER
+    raw = client.chat.completions.with_raw_response.create(model="tiny", messages=MESSAGES, **asked)
+    assert "x-ignored-fields" not in raw.headers
+    raw = client.chat.completions.with_raw_response.create(model="tiny", messages=MESSAGES, extra_body={"top_q": 1})
+    assert raw.headers["x-ignored-fields"] == "top_q"
 
 
 def test_errors_have_the_clients_own_types(client):
