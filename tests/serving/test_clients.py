@@ -3,18 +3,20 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from benchmarks.router import compare
 from sla_jax.serving import replies
 from sla_jax.serving.settings import Profile
 from tests.programs import ROOT, tiny_checkpoint
-from tests.serving.asgi import events
+from tests.serving.asgi import call, events
 from tests.serving.clients import record
+from tests.serving.fake import FakeService, fake_app
 from tests.serving.toy_worker import PATIENCE
 from tests.serving.whole import serving
 
@@ -174,3 +176,31 @@ print(json.load(urllib.request.urlopen(request))["choices"][0]["text"])
     assert (first["method"], first["path"], "body" in first) == ("GET", "/v1/models", False)
     assert (second["method"], second["path"], second["body"]) == ("POST", "/v1/completions", body)
     assert second["headers"]["x-request-id"] == "ID"
+
+
+# ---- the tool that looks for what a router changes ----
+
+
+def behind(router: Callable[[Any], Any]) -> dict[str, str]:
+    """Which requests the tool finds unchanged by a router that does this to bodies, in front of a scripted server."""
+    app = fake_app(FakeService(sync=True))
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        if body is not None and request.url.host == "router":
+            body = router(body)
+        reply = call(app, request.url.path, body)
+        return httpx.Response(reply.status_code, headers=reply.headers, content=reply.content)
+
+    with httpx.Client(transport=httpx.MockTransport(handle)) as client:
+        return {row["request"]: row["same"] for row in compare(client, "http://router", "http://server")}
+
+
+def test_a_router_that_passes_everything_changes_nothing():
+    assert set(behind(lambda body: body).values()) == {"yes"}
+
+
+def test_a_router_that_drops_a_field_is_found_out_where_the_field_was_sent():
+    found = behind(lambda body: {name: value for name, value in body.items() if name != "search"})
+    dropped = {"chat, search", "chat, search, streamed", "completion, streamed", "a mistake in search"}
+    assert {name for name, same in found.items() if same == "NO"} == dropped
