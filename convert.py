@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sla_jax.errors import UserError, front_door, nearest
+from sla_jax.text import tokens_beyond
 
 if TYPE_CHECKING:
     from sla_jax.checkpoint import Info
@@ -167,12 +168,14 @@ def facts(found: "Info", sizes: dict[str, int]) -> dict[str, str]:
     config = {
         name: value for name, value in dataclasses.asdict(found.config).items() if name not in ("channel", "score")
     }
+    beyond = [f"{token} ({i})" for token, i in tokens_beyond(found.dir, found.config.vocab_size).items()]
     config["windows"] = sorted({str(window) for window in config["windows"]})
     return {
         "checkpoint": str(found.dir),
         "architecture": ", ".join(found.raw_config["architectures"]),
         "parameters": f"{total:,} as {found.dtype} ({size / 1e6:,.1f} MB)",
         "channel": f"{found.channel}, {channel:,} parameters, {found.config.channel}" if channel else "none",
+        **({"tokens without embedding": ", ".join(beyond)} if beyond else {}),
         "score head": f"{score:,} parameters, {found.config.score}" if found.config.score else "none",
         **{f"config: {name}": str(value) for name, value in config.items()},
         **{f"provenance: {name}": str(value) for name, value in found.provenance.items()},

@@ -82,7 +82,7 @@ def generate(argv: list[str]) -> None:
     if config.server is not None:
         from sla_jax.evaluation.remote import Remote
 
-        print(run(config, Remote(config.server)))
+        print(run(config, Remote(config.server, template=config.template)))
         return
     import jax
 
@@ -93,7 +93,7 @@ def generate(argv: list[str]) -> None:
 
     sla_jax.use_compilation_cache()
     assert config.checkpoint is not None, "the config has checked it"
-    model = sla_jax.load(config.checkpoint)
+    model = sla_jax.load(config.checkpoint, template=config.template, date=config.day)
     about = {"checkpoint": model.name, "channel": store.info(Path(config.checkpoint)).channel}
     about |= {"fingerprint": fingerprint(model.policy)}
     about |= {"dtype": str(model.policy.norm[...].dtype), "backend": jax.default_backend()}
@@ -147,7 +147,8 @@ def entropy(argv: list[str]) -> None:
     from sla_jax.trace.record import fingerprint
 
     use_compilation_cache()
-    model = load_model(Path(config.checkpoint), dtype=config.dtype and jnp.dtype(config.dtype))
+    dtype = config.dtype and jnp.dtype(config.dtype)
+    model = load_model(Path(config.checkpoint), dtype=dtype, template=config.template, date=config.date)
     with bar("entropy") as tell:
         found = measure(config, model, fingerprint(model.policy), tell)
     print(table(found))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from sla_jax.config import parse
+from sla_jax.config import Variables, parse
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError, front_door
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
@@ -115,6 +115,10 @@ class Generate:
     """System message."""
     raw: bool = False
     """Give the prompt to the model as it is, without the chat template."""
+    template: Variables = dataclasses.field(default_factory=dict)
+    """Variables of the chat template: --template.enable_thinking false"""
+    date: str | None = None
+    """The day that a chat template takes for today, YYYY-MM-DD; today if not given."""
     json: bool = False
     """One JSON object per committed chunk, then a summary."""
     sampling: Sampling = Sampling()
@@ -132,6 +136,9 @@ class Generate:
     def __post_init__(self) -> None:
         if self.raw and self.system is not None:
             raise UserError("--system needs the chat template, which --raw switches off; use one of the two.")
+        if self.raw and (self.template or self.date is not None):
+            name = "--template" if self.template else "--date"
+            raise UserError(f"{name} is for the chat template, which --raw switches off; use one of the two.")
         if self.json and self.compare:
             raise UserError("--json prints one answer and --compare two; run generate.py twice for JSON of both.")
         if self.picture and not self.compare:
@@ -150,7 +157,7 @@ def main(argv: list[str]) -> None:
 
     sla_jax.use_compilation_cache()
     with terminal.waiting("loading"):
-        model = sla_jax.load(args.checkpoint)
+        model = sla_jax.load(args.checkpoint, template=args.template, date=args.date)
     prompt = text if args.raw else _messages(args.system, text)
     common: dict[str, Any] = {"max_tokens": args.max_tokens, "sampling": args.sampling}
     scorer = None if args.scorer is None else make_scorer(args.scorer)

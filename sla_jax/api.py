@@ -8,7 +8,7 @@ for chunk in model.stream([{"role": "user", "content": "Hi"}], search=sla_jax.SL
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +39,21 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
 from sla_jax.scoring.candidate import Scorer
 from sla_jax.scoring.judge import Judge, messages_of
-from sla_jax.text import TextStream, chat_ids, response_ids, token_bytes
+from sla_jax.text import (
+    NO_VARIABLES,
+    TextStream,
+    chat_ids,
+    check_variables,
+    check_vocabulary,
+    decode,
+    encode,
+    response_ids,
+    token_bytes,
+)
 
 GREEDY = Sampling()
 Item = TypeVar("Item")
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 Search = Decoder
 
 
@@ -96,53 +106,61 @@ class LanguageModel:
         sampling: Sampling = GREEDY,
         scorer: Scorer | None = None,
         return_tree: bool = False,
+        template: Mapping[str, Any] = NO_VARIABLES,
+        continues: bool | None = None,
     ) -> Iterator[Chunk]:
         """Yield text as it is committed. `prompt`: messages (chat template), a raw string, or token ids.
 
+        `template`: variables of the chat template. Unless `continues` says otherwise, an answer's text goes on with
+        that of a raw string or of token ids, and stands alone behind messages.
         Decoders that sample whole answers yield chunks without text while they work, and the answer with the last one;
         `scorer` ranks their candidates in place of what their `score` says, and needs a prompt of messages or a string.
         With `return_tree` every chunk of the others has the tree that its round grew (docs/traces.md).
         Raises UserError if the prompt and max_tokens exceed the context, or a search needs rewards the model lacks.
         """
         decoder = fitted(search or Greedy(), self.kv_bytes(1), free_bytes())
-        ids = self.prompt_ids(prompt)
+        ids = self.prompt_ids(prompt, template)
+        before = ids if (not is_chat(prompt) if continues is None else continues) else []
         if useless := useless_option(decoder, sampling):
             raise UserError(useless[1])
         if scorer is not None and not isinstance(decoder, Pools | Steppers):
             raise UserError("a scorer ranks candidates; it goes with BestOfN, SpeculativeRejection, StepBeam and DVTS.")
         if isinstance(decoder, Greedy | SLA):
-            return self._trees(ids, decoder, max_tokens, sampling, return_tree)
+            return self._trees(ids, before, decoder, max_tokens, sampling, return_tree)
         if return_tree:
             raise UserError(
                 "a tree is grown by Greedy and SLA; the candidates of whole answers come in `ended` anyway."
             )
         if isinstance(decoder, BeamSearch):
             self._check(ids, max_tokens, sampling)
-            return self._whole(self._beam_program.stream(self.policy, decoder, [ids], max_tokens, self.end_tokens), ids)
+            rounds = self._beam_program.stream(self.policy, decoder, [ids], max_tokens, self.end_tokens)
+            return self._whole(rounds, ids, before)
         judge = None if scorer is None else Judge(scorer, messages_of(prompt), self.tokenizer)
         self._check_pool(decoder, judge)
         self._check(ids, max_tokens, sampling)
         common = (max_tokens, self.end_tokens, [sampling], judge)
         if isinstance(decoder, Steppers):
-            return self._whole(self._stepwise(decoder, ids, *common), ids, judge, complete_first=True)
-        return self._whole(self._pool_program.stream(self.policy, decoder, [ids], *common), ids, judge)
+            return self._whole(self._stepwise(decoder, ids, *common), ids, before, judge, complete_first=True)
+        return self._whole(self._pool_program.stream(self.policy, decoder, [ids], *common), ids, before, judge)
 
     def _stepwise(self, decoder: Steppers, ids: list[int], *common: Any) -> Iterator[list[PoolRound]]:
         if decoder.separator not in self._separators:
             pieces = token_bytes(self.tokenizer, self.config.vocab_size)
             self._separators[decoder.separator] = separator_table(pieces, decoder.separator.encode())
-        over = (lambda tokens: boxed(self._text(tokens))) if isinstance(decoder, DVTS) and decoder.boxed else None
+        over = (lambda tokens: boxed(decode(self.tokenizer, tokens))) if _ends_boxed(decoder) else None
         table = self._separators[decoder.separator]
         return self._step_program.stream(self.policy, decoder, [ids], *common, table=table, over=over)
 
-    def _text(self, tokens: list[int]) -> str:
-        stream = TextStream(self.tokenizer)
-        return stream.push(tokens) + stream.finish()
-
     def _trees(
-        self, ids: list[int], decoder: Greedy | SLA, limit: int, sampling: Sampling, trace: bool
+        self,
+        ids: list[int],
+        before: list[int],
+        decoder: Greedy | SLA,
+        limit: int,
+        sampling: Sampling,
+        trace: bool,
     ) -> Iterator[Chunk]:
-        text, spent, clock = TextStream(self.tokenizer), 0, Clock()
+        text, spent, clock = TextStream(self.tokenizer, before), 0, Clock()
         program, state = self._begin([ids], decoder, [limit], [sampling], trace)
         for number, (round_,) in enumerate(clock.timed(program.stream(self.policy, state))):
             spent += len(round_.tokens)
@@ -174,6 +192,7 @@ class LanguageModel:
         self,
         rounds: Iterator[list[PoolRound]],
         ids: list[int],
+        before: list[int],
         judge: Judge | None = None,
         *,
         complete_first: bool = False,
@@ -189,7 +208,7 @@ class LanguageModel:
             yield Chunk(
                 round=number,
                 token_ids=tokens,
-                text=self._text(tokens),
+                text=decode(self.tokenizer, tokens, before),
                 rewards=[] if answer is None else answer.rewards or self._rewards_of(ids, tokens),
                 score=None if answer is None else answer.score,
                 margin=None,
@@ -231,10 +250,12 @@ class LanguageModel:
                 answer.extend(round_.tokens)
         return answers
 
-    def rewards(self, messages: Messages, response: str) -> list[float]:
-        """One reward per response token (the end-of-turn token included)."""
+    def rewards(self, messages: Messages, response: str, *, template: Mapping[str, Any] = NO_VARIABLES) -> list[float]:
+        """One reward per response token (the end-of-turn token included); `template` as in `stream`."""
         self._require_channel("reading rewards")
-        prompt, answer = response_ids(self.tokenizer, list(messages), response)
+        check_variables(self.tokenizer, template)
+        prompt, answer = response_ids(self.tokenizer, messages, response, variables=template)
+        check_vocabulary(self.tokenizer, [*prompt, *answer], self.config.vocab_size, "the conversation")
         return self.token_rewards(prompt, answer)
 
     def token_rewards(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
@@ -244,13 +265,26 @@ class LanguageModel:
         padded[0, : len(ids)] = ids
         return np.asarray(self._trunk(self.policy, padded))[0, len(prompt) : len(ids)].tolist()
 
-    def prompt_ids(self, prompt: Messages | Sequence[int] | str) -> list[int]:
-        """Token ids of a raw string, of messages under the chat template, or the ids themselves."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        if prompt and isinstance(prompt[0], dict):
-            return chat_ids(self.tokenizer, [dict(m) for m in prompt if isinstance(m, dict)])
-        return [int(token) for token in prompt if not isinstance(token, dict)]
+    def prompt_ids(
+        self, prompt: Messages | Sequence[int] | str, template: Mapping[str, Any] = NO_VARIABLES
+    ) -> list[int]:
+        """Token ids of a raw string, of messages under the chat template with its variables, or the ids themselves.
+
+        Raises UserError for a text with a token that the model has no embedding for."""
+        if is_chat(prompt):
+            check_variables(self.tokenizer, template)
+            messages = [message for message in prompt if isinstance(message, Mapping)]
+            ids = chat_ids(self.tokenizer, messages, variables=template)
+        elif template:
+            raise UserError(
+                "variables of the chat template belong to messages; a plain prompt goes without a template."
+            )
+        elif isinstance(prompt, str):
+            ids = encode(self.tokenizer, prompt, special=True)
+        else:
+            ids = [int(token) for token in prompt if not isinstance(token, Mapping)]
+        check_vocabulary(self.tokenizer, ids, self.config.vocab_size, "the prompt")
+        return ids
 
     def _begin(
         self,
@@ -310,11 +344,30 @@ class Clock:
             yield item
 
 
-def load(directory: str | Path, *, dtype: Any = None) -> LanguageModel:
-    """Load a checkpoint directory for decoding. `dtype` defaults to float32 on CPU and bfloat16 on accelerators."""
-    loaded = load_model(Path(directory), dtype=None if dtype is None else jnp.dtype(dtype))
+def load(
+    directory: str | Path,
+    *,
+    dtype: Any = None,
+    template: Mapping[str, Any] = NO_VARIABLES,
+    date: str | None = None,
+) -> LanguageModel:
+    """Load a checkpoint directory for decoding. `dtype` defaults to float32 on CPU and bfloat16 on accelerators.
+
+    Chats are rendered with the variables `template`, as if on the day `date` (YYYY-MM-DD; None: today).
+    """
+    wanted = None if dtype is None else jnp.dtype(dtype)
+    loaded = load_model(Path(directory), dtype=wanted, template=template, date=date)
     name = Path(directory).resolve().name
     return LanguageModel(loaded.policy, loaded.config, loaded.tokenizer, loaded.end_tokens, name)
+
+
+def _ends_boxed(decoder: Steppers) -> bool:
+    return isinstance(decoder, DVTS) and decoder.boxed
+
+
+def is_chat(prompt: Messages | Sequence[int] | str) -> bool:
+    """Whether a prompt is a conversation."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _rewards(config: ModelConfig, policy: Policy, tokens: jax.Array) -> jax.Array | None:

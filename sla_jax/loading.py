@@ -5,6 +5,7 @@ between models and decoders.
 import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from sla_jax.model.axes import param_shardings, policy_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy, unstack
 from sla_jax.sharding import SERVE
-from sla_jax.text import load_tokenizer
+from sla_jax.text import NO_VARIABLES, load_tokenizer, with_template
 
 
 class Loaded(NamedTuple):
@@ -33,11 +34,20 @@ class Loaded(NamedTuple):
     end_tokens: tuple[int, ...]
 
 
-def load_model(directory: Path, *, dtype: Any = None, mesh: Mesh | None = None, generates: bool = True) -> Loaded:
+def load_model(
+    directory: Path,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    generates: bool = True,
+    template: Mapping[str, Any] = NO_VARIABLES,
+    date: str | None = None,
+) -> Loaded:
     """Load a checkpoint for decoding, on the first device or laid out over `mesh` by the SERVE rules.
 
-    A reward model raises UserError unless `generates` is False: then the policy is only read, to score answers."""
-    tokenizer = load_tokenizer(directory)
+    Its chats are rendered with the variables `template`, as if on the day `date` (None: today). A reward model raises
+    UserError unless `generates` is False: then the policy is only read, to score answers."""
+    tokenizer = with_template(load_tokenizer(directory), template, date)
     config = store.info(directory).config
     if generates:
         check_generates(config)

@@ -101,6 +101,12 @@ def test_either_spelling_of_a_flag_and_both_directions_of_a_switch(tmp_path):
     path = yaml_file(tmp_path, "checkpoint: a\nlimit: 5\nsearch: {branch_first: true}\n")
     assert run(path, "--search.no-branch-first").search.branch_first is False
     assert run("--checkpoint=a", "--search.branch_first").search.branch_first is True
+    assert run(path, "--search.branch-first", "false", "--limit", "7") == run(
+        path, "--search.no-branch-first", "--limit=7"
+    )
+    assert run("--checkpoint", "true", "--search.branch_first", "true", "--limit", "7").search.branch_first is True
+    with pytest.raises(UserError, match="the word 'maybe' is out of place"):
+        run(path, "--search.branch-first", "maybe")
     assert run(path, "--limit", "None").limit is None
 
 

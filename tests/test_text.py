@@ -158,9 +158,9 @@ def test_no_template_and_no_content_are_errors(tiny_tokenizer):
 @TOKENIZERS
 def test_a_split_character_is_held_until_it_is_whole(tokenizer, text):
     stream = TextStream(tokenizer)
-    pieces = [stream.push([token]) for token in encode(tokenizer, text)]
-    assert "\ufffd" not in "".join(pieces)
-    assert "" in pieces  # some token ended inside a character
+    ids = encode(tokenizer, text)
+    assert any(decode(tokenizer, [token]).endswith("\ufffd") for token in ids)  # one ends inside a character
+    pieces = [stream.push([token]) for token in ids]
     assert "".join(pieces) == text
     assert stream.finish() == ""
 
@@ -181,6 +181,22 @@ def test_any_tokens_at_all_give_their_decoding(ids):
     """Half characters, stray bytes and special tokens anywhere."""
     stream = TextStream(BYTES)
     assert "".join(stream.push([token]) for token in ids) + stream.finish() == decode(BYTES, ids)
+
+
+@given(ids=st.lists(st.integers(0, len(BYTES) - 1)))
+def test_special_tokens_are_spelled_where_they_are_wanted(ids):
+    stream = TextStream(BYTES, skip_special_tokens=False)
+    said = "".join(stream.push([token]) for token in ids) + stream.finish()
+    assert said == BYTES.backend_tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@TOKENIZERS
+@given(st.lists(TEXT.map(lambda text: text.replace("\ufffd", "")) | st.sampled_from(tiny.SPECIALS), max_size=5))
+def test_special_tokens_among_whole_characters_are_spelled_as_the_tokenizer_does(tokenizer, texts):
+    ids = [token for text in texts for token in encode(tokenizer, text)]
+    stream = TextStream(tokenizer, skip_special_tokens=False)
+    said = "".join(stream.push([token]) for token in ids) + stream.finish()
+    assert said == tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def test_half_a_character_at_the_end_is_said_by_finish_and_the_stream_starts_again(tiny_tokenizer):

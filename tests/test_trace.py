@@ -15,8 +15,9 @@ import sla_jax
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.snapshot import Branch
 from sla_jax.errors import UserError
+from sla_jax.text import spell
 from sla_jax.trace import lines, replay, structure
-from sla_jax.trace.record import fingerprint, piece, record, traced
+from sla_jax.trace.record import fingerprint, record, traced
 from tests.programs import tiny_checkpoint
 
 MESSAGES = [{"role": "user", "content": "How much is 12 + 30?"}]
@@ -254,8 +255,8 @@ def test_the_fingerprint_sees_a_bit_and_an_order():
 
 def test_pieces_are_what_tokens_read_like_behind_others(tiny_tokenizer):
     ids = tiny_tokenizer("What is the capital", add_special_tokens=False)["input_ids"]
-    assert "".join(piece(tiny_tokenizer, token) for token in ids) == "What is the capital"
-    assert piece(tiny_tokenizer, 2) == "<|im_end|>"
+    assert "".join(spell(tiny_tokenizer, token) for token in ids) == "What is the capital"
+    assert spell(tiny_tokenizer, 2) == "<|im_end|>"
 
 
 def test_trees_are_for_those_that_grow_them(model):

@@ -24,6 +24,7 @@ from sla_jax.checkpoint.sources import Joined, Source, open_weights, read_json
 from sla_jax.checkpoint.staging import refuse
 from sla_jax.errors import UserError, nearest
 from sla_jax.model.config import ModelConfig, from_hf
+from sla_jax.text import tokens_beyond
 
 HUB_FILES = [*store.EXTRAS, "config.json"]
 HUB_WEIGHTS = (["model*.safetensors*"], ["pytorch_model*.bin*"])  # the first that is there is taken
@@ -68,7 +69,7 @@ def import_checkpoint(
     params = parameters(config, model.source, target, report)
     provenance = _provenance(model, channel)
     store.write(dst, raw, params, extras=model.extras, provenance=provenance, overwrite=overwrite)
-    return _notes(dst, ignored)
+    return _notes(dst, ignored, config.vocab_size)
 
 
 def open_model(src: str, report: Report = lambda what, done, total: None) -> Model:
@@ -152,12 +153,18 @@ def _check_ignored(config: ModelConfig, source: Source, ignored: list[str]) -> N
             )
 
 
-def _notes(dst: Path, ignored: list[str]) -> list[str]:
+def _notes(dst: Path, ignored: list[str], vocabulary: int) -> list[str]:
     notes = [f"{len(ignored)} tensors were not needed: {', '.join(ignored[:3])}"] if ignored else []
     if not (dst / "tokenizer.json").exists():
         notes.append(
             f"the source has no tokenizer.json, so {dst} reads and writes token ids only. Save the tokenizer with "
             "transformers (save_pretrained) into the source and import again."
+        )
+    if beyond := tokens_beyond(dst, vocabulary):
+        first = ", ".join(f"{token!r} ({i})" for token, i in list(beyond.items())[:3])
+        notes.append(
+            f"the tokenizer has {len(beyond)} tokens that the embedding's {vocabulary} rows do not hold: {first}. Text "
+            "with one of them is refused; enlarge the embedding (resize_token_embeddings) and import again to use them."
         )
     return notes
 

@@ -33,7 +33,7 @@ from sla_jax.evaluation.rows import (
     seconds_path,
     write_whole,
 )
-from sla_jax.evaluation.settings import GenerateConfig, MethodConfig, first_difference, joined, resolved
+from sla_jax.evaluation.settings import GenerateConfig, MethodConfig, completed, first_difference, joined, resolved
 from sla_jax.progress import bar
 
 SETTINGS = "settings.json"
@@ -86,7 +86,7 @@ def open_run(config: GenerateConfig, benchmarks: Sequence[Benchmark], answerer: 
     new = resolved(config, digests, answerer.about, answerer.options)
     if file.exists() and any((out / ANSWERS).glob("*/*.jsonl")):
         old = read_settings(out)
-        difference = first_difference(old, new)
+        difference = first_difference(completed(old), new)
         if difference is not None:
             raise UserError(
                 f"{out} holds answers of other settings ({difference}). Give --out another folder, or go on with the "

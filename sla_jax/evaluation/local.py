@@ -21,7 +21,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Ask, Reply
 from sla_jax.evaluation.settings import MethodConfig
 from sla_jax.scoring.registry import make_scorer
-from sla_jax.text import TextStream
+from sla_jax.text import decode
 
 COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
@@ -101,9 +101,8 @@ class Local:
         )
 
     def _candidate(self, one: Completion) -> dict[str, Any]:
-        stream = TextStream(self.model.tokenizer)
         return {
-            "text": stream.push(one.tokens) + stream.finish(),
+            "text": decode(self.model.tokenizer, one.tokens),
             "score": short(one.score),
             "step_scores": [short(score) for score in one.step_scores],
             "finish": one.finish,

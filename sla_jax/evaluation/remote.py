@@ -20,6 +20,7 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Ask, Reply
 from sla_jax.evaluation.settings import MethodConfig, ServerConfig
+from sla_jax.text import NO_VARIABLES
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that may pass
 LONGEST_PAUSE = 60.0
@@ -27,10 +28,16 @@ UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, ConnectionError
 
 
 class Remote:
-    """A server as an answerer."""
+    """A server as an answerer; `template`: variables of its chat template."""
 
-    def __init__(self, config: ServerConfig, pause: Callable[[float], None] = time.sleep):
-        self.config, self._pause = config, pause
+    def __init__(
+        self,
+        config: ServerConfig,
+        pause: Callable[[float], None] = time.sleep,
+        *,
+        template: Mapping[str, Any] = NO_VARIABLES,
+    ):
+        self.config, self._pause, self._template = config, pause, template
 
     @functools.cached_property
     def about(self) -> dict[str, str]:
@@ -54,7 +61,7 @@ class Remote:
     def answer(self, ask: Ask) -> Reply:
         """The answer. Raises UserError for a server that does not give one."""
         began = time.perf_counter()
-        found = self.chat(body_of(self.config, ask))
+        found = self.chat(body_of(self.config, ask, self._template))
         return reply_of(self.config, found, time.perf_counter() - began)
 
     def chat(self, body: Mapping[str, Any]) -> Any:
@@ -107,8 +114,8 @@ class Remote:
 # ---- what is asked ----
 
 
-def body_of(config: ServerConfig, ask: Ask) -> dict[str, Any]:
-    """A body of /chat/completions."""
+def body_of(config: ServerConfig, ask: Ask, template: Mapping[str, Any]) -> dict[str, Any]:
+    """A body of /chat/completions. What vLLM and SGLang call `chat_template_kwargs`, serve.py does too."""
     sampling, plain = ask.method.sampling, Sampling()
     body: dict[str, Any] = {"model": config.model, "messages": ask.messages, "max_tokens": ask.max_tokens}
     body |= {"temperature": sampling.temperature, "seed": ask.seed}
@@ -118,6 +125,8 @@ def body_of(config: ServerConfig, ask: Ask) -> dict[str, Any]:
             body[field.name] = value
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if template:
+        body["chat_template_kwargs"] = dict(template)
     if config.extensions:
         body |= {"return_token_ids": True, "search": _search(config, ask.method)}
     return body

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sla_jax.config import from_tree
+from sla_jax.config import Variables, from_tree
 from sla_jax.decode.methods import METHODS, Decoder, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.scoring.registry import ScorerConfig
+from sla_jax.text import DAY, check_date
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -162,6 +163,10 @@ class GenerateConfig:
     """Instead: a server that answers."""
     max_tokens: int = 256
     """Limit of every turn."""
+    template: Variables = dataclasses.field(default_factory=dict)
+    """Variables of the chat template: --template.enable_thinking false (to a server: chat_template_kwargs)."""
+    date: str | None = None
+    """checkpoint: what its chat template takes for today, YYYY-MM-DD; 2024-07-26 if not given."""
     seed: int = 0
     """With the benchmark, the prompt's id and the turn it decides every draw."""
 
@@ -177,8 +182,17 @@ class GenerateConfig:
                 raise UserError(f"two {what}s have one name: {', '.join(names)}.")
         if self.max_tokens < 1:
             raise UserError(f"max_tokens={self.max_tokens}; it has to be at least 1.")
+        if self.date is not None:
+            check_date(self.date)
+        if self.date is not None and self.server is not None:
+            raise UserError(f"date={self.date} is for a checkpoint; a server has its own day, so leave it out.")
         for method in self.methods:
             check_server(method, self.server)
+
+    @property
+    def day(self) -> str | None:
+        """What the template takes for today; a server's is not known."""
+        return (self.date or DAY) if self.server is None else None
 
     @property
     def folder(self) -> Path:
@@ -240,10 +254,17 @@ def resolved(
         "format": FORMAT,
         "model": {**(server or {}), **about},
         "max_tokens": config.max_tokens,
+        "template": config.template,
+        "date": config.day,
         "seed": config.seed,
         "benchmarks": {one.name: _benchmark(one, *digests[one.name]) for one in config.benchmarks},
         "methods": {one.name: _method(one, options(one)) for one in config.methods},
     }
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with the defaults of what was none when older ones were written."""
+    return {"template": {}, "date": None if "url" in settings["model"] else DAY} | settings
 
 
 def _benchmark(config: BenchmarkConfig, digest: str, count: int) -> dict[str, Any]:

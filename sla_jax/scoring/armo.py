@@ -5,8 +5,9 @@ turn included whether or not the answer ended. The gate reads at the last token 
 the answer; in Llama 3's template that is the `<|eot_id|>` of the user's turn, where the release looks for it too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,16 @@ from sla_jax.model.policy import Policy
 from sla_jax.model.score import score_values
 from sla_jax.scoring.candidate import Candidate, Score
 from sla_jax.scoring.model_scorer import read_batch
-from sla_jax.scoring.rows import Batch, Row, check_context, read
-from sla_jax.text import chat_ids
+from sla_jax.scoring.rows import Batch, Row, check_rows, read
+from sla_jax.text import DAY, NO_VARIABLES, chat_ids
 
 
 class ArmoScorer:
     """The gated sum of the objectives' ratings; `detailed` gives each objective's rating and weight too."""
 
-    def __init__(self, checkpoint: str | Path):
+    def __init__(self, checkpoint: str | Path, *, template: Mapping[str, Any] = NO_VARIABLES, date: str = DAY):
         self.armo = load_armo(Path(checkpoint))
-        self.model = load_model(Path(checkpoint), generates=False)
+        self.model = load_model(Path(checkpoint), generates=False, template=template, date=date)
         self.name = f"ArmoRM {checkpoint}"
         self._values = jax.jit(_values, static_argnums=(0, 1))
 
@@ -44,7 +45,7 @@ class ArmoScorer:
         if not candidates:
             return []
         rows = [self._row(candidate) for candidate in candidates]
-        check_context(self.model, rows)
+        check_rows(self.model, rows)
         policy, gating, fixed = self.model.policy, self.armo.gating, (self.model.config, self.armo.temperature)
         found = np.stack(read(rows, lambda batch: self._values(*fixed, policy, gating, batch))).astype(np.float32)
         outputs = found.shape[-1] // 2

@@ -1,13 +1,13 @@
 """A scorer as what ranks a pool's candidates: token ids become text, and what scoring took is counted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sla_jax.decode.completion import Completion
 from sla_jax.errors import UserError
 from sla_jax.scoring.candidate import Candidate, Message, ReadingScorer, Scorer
-from sla_jax.text import TextStream
+from sla_jax.text import decode, text_of
 
 
 class Judge:
@@ -32,16 +32,14 @@ class Judge:
         return [float(score) for score in scores]
 
     def _candidate(self, one: Completion) -> Candidate:
-        stream = TextStream(self.tokenizer)
-        text = stream.push(one.tokens) + stream.finish()
-        return Candidate(self.messages, text, one.tokens, one.finish == "stop")
+        return Candidate(self.messages, decode(self.tokenizer, one.tokens), one.tokens, one.finish == "stop")
 
 
 def messages_of(prompt: Sequence[Any] | str) -> list[Message]:
     """The conversation that a scorer sees; of a raw string, one user's turn. Raises UserError for token ids."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    messages = [dict(message) for message in prompt if isinstance(message, dict)]
+    messages = [message for message in prompt if isinstance(message, Mapping)]
     if len(messages) < len(prompt):
         raise UserError("a scorer reads text; give the prompt as messages or a string, not as token ids.")
-    return messages
+    return [{"role": str(message["role"]), "content": text_of(message.get("content"))} for message in messages]

@@ -14,7 +14,7 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy
 from sla_jax.scoring.candidate import Candidate
 from sla_jax.scoring.memory import Memory
-from sla_jax.scoring.rows import Batch, Row, check_context, read
+from sla_jax.scoring.rows import Batch, Row, check_rows, read
 
 # the policy, its final-norm outputs [B, T, D] and rewards [B, T] if it has a channel → a value at every token [B, T]
 Values = Callable[[Policy, Array, Array | None], Array]
@@ -57,7 +57,7 @@ class ModelScorer(abc.ABC):
     def read(self, candidates: Sequence[Candidate]) -> list[np.ndarray]:
         """The values [P] at each candidate's places."""
         rows = [self.row(candidate) for candidate in candidates]
-        check_context(self.model, rows)
+        check_rows(self.model, rows)
         if self._memory is not None:
             found = self._memory.read(rows)
             self.tokens_read = self._memory.tokens_read

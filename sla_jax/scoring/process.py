@@ -1,8 +1,9 @@
 """Process reward models as a scorer: one score a step of the answer, and one number made of them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,9 @@ from sla_jax.scoring.model_scorer import ModelScorer, Values
 from sla_jax.scoring.reward_model import scalar
 from sla_jax.scoring.rows import Row
 from sla_jax.scoring.steps import SEPARATOR, check_steps, split
+from sla_jax.text import DAY, NO_VARIABLES
 
+UNTEMPLATED = ("math_shepherd", "skywork")
 LABELLED = ("math_shepherd", "rlhflow")  # P(+) of the tokens + and -
 
 
@@ -43,10 +46,14 @@ class ProcessScorer(ModelScorer):
         aggregate: str = "last",
         separator: str = SEPARATOR,
         label_ids: tuple[int, int] | None = None,
+        template: Mapping[str, Any] = NO_VARIABLES,
+        date: str = DAY,
     ):
         check_steps(format, aggregate, separator)
-        model = load_model(Path(checkpoint), generates=False)
+        model = load_model(Path(checkpoint), generates=False, template=template, date=date)
         self.format = _format(model.config, format, str(checkpoint))
+        if template and self.format in UNTEMPLATED:
+            raise UserError(f"the format {self.format!r} reads no chat template, so it takes no template variables.")
         if self.format == "channel" and aggregate == "prod":
             raise UserError(
                 "aggregate 'prod' multiplies probabilities, and a channel gives rewards; use last, min, mean."

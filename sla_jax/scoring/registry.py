@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from sla_jax.config import Variables
 from sla_jax.errors import UserError, nearest
 from sla_jax.scoring.candidate import Candidate, ReadingScorer, Score, Scorer, detailed
 from sla_jax.scoring.steps import check_steps
+from sla_jax.text import check_date
 
 # what each kind takes; the first of it is what it needs
 TAKES: dict[str, tuple[str, ...]] = {
     "rules": (),
-    "channel": ("checkpoint",),
-    "reward_model": ("checkpoint",),
-    "prm": ("checkpoint", "format", "aggregate", "separator", "label_ids"),
+    "channel": ("checkpoint", "template", "date"),
+    "reward_model": ("checkpoint", "template", "date"),
+    "prm": ("checkpoint", "format", "aggregate", "separator", "label_ids", "template", "date"),
     "verifier": ("answers",),
     "python": ("function",),
 }
@@ -41,6 +43,10 @@ class ScorerConfig:
     """prm: what stands between the steps of an answer; an empty line if not given."""
     label_ids: tuple[int, int] | None = None
     """prm of format math_shepherd or rlhflow: the tokens good and bad, if not the tokenizer's + and -."""
+    template: Variables | None = dataclasses.field(default=None, hash=False)
+    """channel, reward_model, prm: variables of the checkpoint's chat template."""
+    date: str | None = None
+    """channel, reward_model, prm: what that template takes for today, YYYY-MM-DD; 2024-07-26 if not given."""
     weight: float = 1.0
     """Its part in a sum of scorers."""
 
@@ -54,6 +60,8 @@ class ScorerConfig:
             if getattr(self, name) is not None:
                 raise UserError(f"{name!r} means nothing to the scorer {self.kind!r}; drop it.")
         check_steps(self.format, self.aggregate, self.separator)
+        if self.date is not None:
+            check_date(self.date)
 
     def options(self) -> dict[str, Any]:
         """What is given beside the field that the kind needs."""
@@ -75,7 +83,7 @@ def _make(config: ScorerConfig) -> Scorer:
     if config.checkpoint and config.kind == "channel":
         from sla_jax.scoring.channel import ChannelScorer
 
-        return ChannelScorer(config.checkpoint)
+        return ChannelScorer(config.checkpoint, **config.options())
     if config.checkpoint and config.kind == "prm":
         from sla_jax.scoring.process import ProcessScorer
 
@@ -83,7 +91,7 @@ def _make(config: ScorerConfig) -> Scorer:
     if config.checkpoint:
         from sla_jax.scoring.reward_model import RewardModelScorer
 
-        return RewardModelScorer(config.checkpoint)
+        return RewardModelScorer(config.checkpoint, **config.options())
     if config.answers:
         from sla_jax.scoring.verifier import Verifier
 

@@ -1,6 +1,8 @@
 """A sequence-classification reward model as a scorer: its one value at the last token of conversation and answer."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,13 +14,14 @@ from sla_jax.model.score import score_values
 from sla_jax.scoring.candidate import Candidate
 from sla_jax.scoring.model_scorer import ModelScorer
 from sla_jax.scoring.rows import Row, answer_row
+from sla_jax.text import DAY, NO_VARIABLES
 
 
 class RewardModelScorer(ModelScorer):
     """The value at the last token; the model has one output."""
 
-    def __init__(self, checkpoint: str | Path):
-        model = load_model(Path(checkpoint), generates=False)
+    def __init__(self, checkpoint: str | Path, *, template: Mapping[str, Any] = NO_VARIABLES, date: str = DAY):
+        model = load_model(Path(checkpoint), generates=False, template=template, date=date)
         score = model.config.score
         if score is None or score.outputs != 1:
             has = "no score head" if score is None else f"a score head of {score.outputs} outputs"

@@ -15,7 +15,7 @@ from sla_jax.decode.program import bucket
 from sla_jax.errors import UserError
 from sla_jax.loading import Loaded
 from sla_jax.scoring.candidate import Candidate
-from sla_jax.text import chat_ids, response_ids
+from sla_jax.text import chat_ids, check_vocabulary, decode, response_ids
 
 BATCH_TOKENS = 1024  # of one batch, padding included; what the last batch of a length leaves empty is computed too
 SHARED_TOKENS = 1024  # of one prompt and the answers that stand behind it in one row
@@ -65,9 +65,13 @@ def answer_row(model: Loaded, candidate: Candidate) -> Row:
     return Row(ids, list(range(len(prompt), len(ids))), len(prompt))
 
 
-def check_context(model: Loaded, rows: Sequence[Row]) -> None:
-    """Raise UserError if a row is longer than the model's context."""
-    context = model.config.max_positions
+def check_rows(model: Loaded, rows: Sequence[Row]) -> None:
+    """Raise UserError if a row is longer than the model's context, or has a token that it has no embedding for."""
+    context, vocabulary = model.config.max_positions, model.config.vocab_size
+    for row in rows:
+        if max(row.ids, default=0) >= vocabulary:
+            begin = decode(model.tokenizer, row.ids)[:60]
+            check_vocabulary(model.tokenizer, row.ids, vocabulary, f"the conversation that begins with {begin!r}")
     longest = max((len(row.ids) for row in rows), default=0)
     if longest > context:
         raise UserError(

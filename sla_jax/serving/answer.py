@@ -34,12 +34,13 @@ class Answer:
         tokenizer: PreTrainedTokenizerBase,
         index: int = 0,
         stops: Sequence[str] = (),
+        before: Sequence[int] = (),  # the tokens of a text that it goes on from
         *,
         stop_tokens: Sequence[int] = (),
         skip_special_tokens: bool = True,
     ):
         self.finish: str | None = None
-        self._stream = TextStream(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._stream = TextStream(tokenizer, before, skip_special_tokens=skip_special_tokens)
         self._index, self._stops, self._stop_tokens = index, tuple(stops), frozenset(stop_tokens)
         self._held = ""  # read, but not said yet
         self._length = 0  # characters read

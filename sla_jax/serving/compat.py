@@ -11,7 +11,6 @@ piece, so that the key is always there. Its search takes the best tokens at any 
 Errors are OpenAI's error objects; after the first byte they are one more object of the stream.
 """
 
-import asyncio
 import contextlib
 import json
 import secrets
@@ -165,6 +164,7 @@ async def original_answer(gateway: Gateway, body: OriginalBody, request: Request
                 run.submit(
                     wanted,
                     body.stops,
+                    continues=read.continues,
                     stop_tokens=body.stop_token_ids,
                     skip_special_tokens=body.skip_special_tokens,
                 )
@@ -234,8 +234,7 @@ async def response_rewards(gateway: Gateway, body: RewardBody, request_id: str) 
     """One reward for every token of the response. Raises ApiError."""
     with gateway.reserve(gateway.profile(None)) as places:
         prompt = await gateway.read(body.prompt)
-        response = await asyncio.to_thread(gateway.encode, body.response, special=False)
-        tokens = prompt.tokens + response.tokens
+        tokens = prompt.tokens + await gateway.read_behind(prompt, body.response)
         if len(tokens) > gateway.model.context:
             raise bad(
                 f"prompt and response have {len(tokens)} tokens; this model reads at most {gateway.model.context}.",

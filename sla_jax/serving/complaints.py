@@ -4,6 +4,7 @@ A name that no model has is no fault, unless it stands in an object of ours or t
 servers send such fields. They have no effect, and the answer's header x-ignored-fields says so.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from sla_jax.errors import nearest
+from sla_jax.errors import UserError, nearest
 from sla_jax.serving.body import NOT_HONOURED
 from sla_jax.serving.errors import ApiError, bad
+from sla_jax.text import PreTrainedTokenizerBase, unread_variables
 
 log = logging.getLogger(__name__)
 Path = tuple[str | int, ...]
@@ -24,18 +26,20 @@ MAX_NAME, MAX_NAMES, MAX_TOLD = 64, 32, 1000  # characters of a name, names in a
 class UnknownFields:
     """Finds the fields of a request that nobody knows, before anything else looks at its body; for every route alike.
 
-    They are left to `request.state.ignored` for the header, and each name is told to the log once. Strict: an ApiError.
+    Likewise variables that the chat template does not read. Their names are left in `request.state.ignored` for the
+    header, and each is told to the log once. Strict: an ApiError.
     """
 
-    def __init__(self, strict: bool):
-        self._strict, self._told = strict, set[str]()
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strict: bool):
+        self._tokenizer, self._strict, self._told = tokenizer, strict, set[str]()
 
     async def __call__(self, request: Request) -> None:
         """Look at one request."""
         model = model_of(request)
         if model is None or not await request.body():
             return
-        unknown = list(unknown_fields(model, await request.json()))
+        body = await request.json()
+        unknown = [*unknown_fields(model, body), *self._unread(model, body)]
         if unknown and self._strict:
             raise _unknown(unknown[0], model)
         names = dict.fromkeys(".".join(step for step in path if isinstance(step, str)) for path in unknown)
@@ -44,6 +48,13 @@ class UnknownFields:
             if name not in self._told and len(self._told) < MAX_TOLD:
                 self._told.add(name)
                 log.warning("requests have the field %s, which this server does not know and ignores", name)
+
+    def _unread(self, model: Any, body: Any) -> Iterator[Path]:
+        """The variables without effect; what cannot be a variable is an error later on."""
+        given = body.get("chat_template_kwargs") if isinstance(body, dict) else None
+        if "chat_template_kwargs" in model.model_fields and isinstance(given, dict):
+            with contextlib.suppress(UserError):
+                yield from (("chat_template_kwargs", name) for name in unread_variables(self._tokenizer, given))
 
 
 def model_of(request: Request) -> Any:

@@ -18,17 +18,25 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sla_jax.decode.sampling import Sampling
-from sla_jax.errors import nearest
+from sla_jax.errors import UserError, nearest
 from sla_jax.serving.answer import Answer, Piece
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.messages import Chat
 from sla_jax.serving.request import Answer as Hear
 from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request, Sink
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
-from sla_jax.text import PreTrainedTokenizerBase, TextStream, chat_ids, chat_text
+from sla_jax.text import (
+    PreTrainedTokenizerBase,
+    TextStream,
+    chat_ids,
+    chat_text,
+    check_characters,
+    check_vocabulary,
+    encode_behind,
+)
 
 
 @runtime_checkable
@@ -77,6 +85,8 @@ class Prompt(NamedTuple):
     tokens: tuple[int, ...]
     text: str = ""
     offsets: tuple[int, ...] = ()
+    rest: str = ""  # behind the text, if nothing follows: bytes that are no character yet
+    continues: bool = False  # an answer's text goes on with this one; a chat's stands alone
 
 
 class Run:
@@ -97,16 +107,18 @@ class Run:
         request: Request,
         stops: Sequence[str] = (),
         *,
+        continues: bool = False,
         stop_tokens: Sequence[int] = (),
         skip_special_tokens: bool = True,
     ) -> None:
-        """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours."""
+        """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours.
+
+        `continues`: its text goes on with the prompt's."""
         index = len(self._answers)
         name = self._gateway.number(self.id)
-        answer = Answer(
-            self._gateway.tokenizer, index, stops, stop_tokens=stop_tokens, skip_special_tokens=skip_special_tokens
-        )
-        self._answers.append(answer)
+        before = request.prompt if continues else ()
+        spelling: dict[str, Any] = {"stop_tokens": stop_tokens, "skip_special_tokens": skip_special_tokens}
+        self._answers.append(Answer(self._gateway.tokenizer, index, stops, before, **spelling))
         self._places.submit(dataclasses.replace(request, id=name), lambda event: self._post(index, event))
         self._open[index] = name
 
@@ -207,7 +219,7 @@ class Gateway:
             read = await self.read(prompt)
             request = self.request(read, chosen, max_tokens, sampling=sampling, ignore_eos=ignore_eos)
             async with Run(self, request_id or new_id("req"), places) as run:
-                run.submit(request, stops)
+                run.submit(request, stops, continues=read.continues)
                 yield run
 
     def profile(self, name: str | None) -> Profile:
@@ -224,10 +236,11 @@ class Gateway:
         return self.service.reserve(profile.name, count)
 
     async def read(self, prompt: str | Sequence[int] | Chat, *, special: bool = True, param: str = "prompt") -> Prompt:
-        """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, unknown token ids."""
+        """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, tokens without embedding."""
         read = await asyncio.to_thread(self.encode, prompt, special)
         if not read.tokens or not prompt:
             raise bad("the prompt is empty; it needs at least one token.", param)
+        self.check_tokens(read.tokens, param)
         if len(read.tokens) >= self.model.context:
             raise bad(
                 f"the prompt has {len(read.tokens)} tokens; prompt and answer together may have {self.model.context} "
@@ -236,6 +249,14 @@ class Gateway:
                 "context_length_exceeded",
             )
         return read
+
+    async def read_behind(self, prompt: Prompt, response: str) -> tuple[int, ...]:
+        """Tokens of a text that goes on from a prompt. Raises ApiError: empty, tokens without embedding."""
+        _, tokens = await asyncio.to_thread(encode_behind, self.tokenizer, prompt.text, response)
+        if not tokens:
+            raise bad("the response is empty; it needs at least one token.", "response")
+        self.check_tokens(tokens, "response")
+        return tuple(tokens)
 
     def request(
         self,
@@ -284,27 +305,29 @@ class Gateway:
         return sum(run.cancel() for run in self.runs.get(request_id, [])) > 0
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
-        """Raise ApiError 400 if one of them is not in the vocabulary."""
-        for token in tokens:
-            if not 0 <= token < self.model.vocabulary:
-                raise bad(
-                    f"the token {token} is not in the vocabulary; it has 0 to {self.model.vocabulary - 1}.", param
-                )
+        """Raise ApiError 400 if the model has no embedding for one of them."""
+        try:
+            check_vocabulary(self.tokenizer, tokens, self.model.vocabulary, param)
+        except UserError as error:
+            raise bad(str(error), param) from None
 
     def encode(self, prompt: str | Sequence[int] | Chat, special: bool = True) -> Prompt:
         """Ids of a text (`special`: with the tokens that the tokenizer puts around it), of a chat, or as they stand.
 
-        Blocks; call it in a thread. Raises UserError for a chat that the template refuses, ApiError for unknown ids.
+        Blocks; call it in a thread. Raises UserError for a chat that the template refuses and for text that is no
+        Unicode, ApiError for unknown ids.
         """
         if isinstance(prompt, Chat):
             messages, opens, continues, special, variables = prompt
-            how = {"add_generation_prompt": opens, "continue_final_message": continues}
-            if special:
-                return self.encode(chat_text(self.tokenizer, messages, **how, variables=variables))
-            return Prompt(tuple(chat_ids(self.tokenizer, messages, **how, variables=variables)))
+            how: dict[str, Any] = {"add_generation_prompt": opens, "continue_final_message": continues}
+            write = chat_text if special else chat_ids
+            written = write(self.tokenizer, messages, **how, variables=variables)
+            tokens = self.encode(written).tokens if isinstance(written, str) else tuple(written)
+            return Prompt(tokens, continues=continues)
         if isinstance(prompt, str):
+            check_characters(prompt)
             encoding = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=special)
-            return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets))
+            return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets), continues=True)
         self.check_tokens(prompt, "prompt")
         return _spell(self.tokenizer, tuple(prompt))
 
@@ -316,8 +339,9 @@ def new_id(kind: str) -> str:
 
 def _spell(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Prompt:
     """Token ids as text; special tokens are none."""
-    stream, text, offsets = TextStream(tokenizer), "", []
+    stream, pieces, offsets, length = TextStream(tokenizer), list[str](), list[int](), 0
     for token in tokens:
-        offsets.append(len(text))
-        text += stream.push([token])
-    return Prompt(tokens, text + stream.finish(), tuple(offsets))
+        offsets.append(length)
+        pieces.append(stream.push([token]))
+        length += len(pieces[-1])
+    return Prompt(tokens, "".join(pieces), tuple(offsets), stream.finish(), continues=True)

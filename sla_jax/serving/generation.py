@@ -133,8 +133,6 @@ async def _texts(
         before, after = await asyncio.to_thread(
             response_ids, gateway.tokenizer, chat.messages, text, variables=variables
         )
+        gateway.check_tokens(after, "response")
         return tuple(before), tuple(after)
-    response = await asyncio.to_thread(gateway.encode, text, False)
-    if not response.tokens:
-        raise bad("the response is empty; it needs at least one token.", "response")
-    return prompt.tokens, response.tokens
+    return prompt.tokens, await gateway.read_behind(prompt, text)

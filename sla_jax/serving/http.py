@@ -97,7 +97,7 @@ def create_app(
         version=version,
         description="Look-ahead search, streamed while it searches.",
         middleware=_middleware(config, pages.public if pages else frozenset()),
-        dependencies=[Depends(UnknownFields(config.http.strict))],
+        dependencies=[Depends(UnknownFields(tokenizer, config.http.strict))],
         responses={status: {"model": ErrorReply, "description": said} for status, said in ERRORS.items()},
     )
     app.include_router(generation.router(gateway))

@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sla_jax.serving.request import Top
-from sla_jax.text import PreTrainedTokenizerBase
+from sla_jax.text import PreTrainedTokenizerBase, spell
 
 LOWEST = -9999.0  # OpenAI's own number for "never": JSON has no infinity
-
-
-def spell(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token as text, special ones by name; U+FFFD where it is only part of a character."""
-    return str(tokenizer.backend_tokenizer.decode([token], skip_special_tokens=False))
 
 
 def chat_logprobs(

@@ -96,6 +96,7 @@ class Message(Body):
     refusal: str | None = None
     annotations: list[Any] | None = Field(None, description="What OpenAI says of sources; it is no part of the text.")
     audio: Nothing = None
+    parsed: Any = Field(None, description="What the openai package's parse() makes of the content; not read.")
 
     @model_validator(mode="after")
     def _says_something(self) -> "Message":
@@ -119,8 +120,7 @@ class Message(Body):
             content = [{"type": "text", "text": part.text if part.type == "text" else part.refusal} for part in content]
         if content is None and self.refusal is not None:
             content = turn.pop("refusal")
-        if content is not None:
-            turn["content"] = content
+        turn["content"] = content
         if self.function_call:
             turn["function_call"] = _with_arguments(self.function_call, as_text)
         if self.tool_calls:
@@ -136,7 +136,7 @@ class Message(Body):
 
 
 def arguments_are_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template wants a call's arguments as text: an object breaks it, or is printed as Python has it."""
+    """Whether the chat template wants a call's arguments as text: an object breaks it, or is printed as Python does."""
     written = _call_text(tokenizer, {"a": "b"})
     return _call_text(tokenizer, '{"a": "b"}') is not None if written is None else "{'a': 'b'}" in written
 

@@ -15,7 +15,7 @@ from sla_jax.serving.gateway import Gateway, Prompt, Run, new_id
 from sla_jax.serving.logprobs import chat_logprobs, text_logprobs
 from sla_jax.serving.orders import Order
 from sla_jax.serving.request import Event, Top
-from sla_jax.text import TextStream
+from sla_jax.text import decode
 
 
 class Said(NamedTuple):
@@ -70,10 +70,11 @@ class Exchange:
                 for choice in range(order.n if order.answers else 0)
             ]
             async with Run(gateway, self._request_id, places) as run:
-                for request in requests:
+                for index, request in enumerate(requests):
                     run.submit(
                         request,
                         order.stops,
+                        continues=self._prompt_of(index).continues,
                         stop_tokens=order.stop_tokens,
                         skip_special_tokens=order.skip_special_tokens,
                     )
@@ -103,6 +104,7 @@ class Exchange:
                 more |= {"progress": said.progress} if said.progress else {}
                 more |= {"candidates": said.candidates} if said.candidates else {}
                 more |= {"cost": said.cost} if said.cost else {}
+                more |= self.usage if self.order.continuous_usage else {}
                 yield {**head, "choices": [self._chunk_choice(index, said, first)], **more}
         if self.order.include_usage:
             yield {**head, "choices": [], **self.usage}
@@ -135,12 +137,12 @@ class Exchange:
 
     async def _echo(self, run: Run, prompt: Prompt) -> Said:
         """The prompt, as it was written or as its tokens read, with log-probabilities if they are wanted."""
-        finish = None if self.order.answers else "length"
+        finish, text = (None, prompt.text) if self.order.answers else ("length", prompt.text + prompt.rest)
         if not self.order.inspects:
-            return Said(prompt.text, finish=finish)
+            return Said(text, finish=finish)
         seen = await run.inspect(prompt.tokens, self.order.top or 0)
         tops = [*([[]] * (len(prompt.tokens) - len(seen.tops))), *seen.tops]
-        return Said(prompt.text, prompt.tokens, prompt.offsets, seen.logprobs, tops, finish=finish)
+        return Said(text, prompt.tokens, prompt.offsets, seen.logprobs, tops, finish=finish)
 
     def _part(self, piece: Piece, shift: int) -> Said:
         index, event = piece.index, piece.event
@@ -152,18 +154,23 @@ class Exchange:
         silent = event.round is None or (event.progress is not None and not event.tokens)
         rounds = [_round(event)] if self.order.tells_rounds and not silent else []
         offsets = [shift + offset for offset in piece.offsets]
-        candidates = [self._candidate(one) for one in event.ended] if self.order.return_candidates else []
+        candidates = [self._candidate(index, one) for one in event.ended] if self.order.return_candidates else []
         progress = None if event.progress is None else event.progress._asdict()
         spoken = (piece.text, piece.tokens, offsets, piece.logprobs, piece.tops)
         told = _cost(cost, self._counts[index]) if self.order.return_cost and piece.finish and cost else None
         return Said(*spoken, rounds, candidates, progress, told, piece.finish)
 
-    def _candidate(self, one: Completion) -> dict[str, Any]:
-        text = TextStream(self._gateway.tokenizer, skip_special_tokens=self.order.skip_special_tokens)
-        tokens = [token for token in one.tokens if token not in self.order.stop_tokens]
+    def _prompt_of(self, index: int) -> Prompt:
+        """What a choice answers."""
+        return self._prompts[index // self.order.n]
+
+    def _candidate(self, index: int, one: Completion) -> dict[str, Any]:
+        prompt, order = self._prompt_of(index), self.order
+        tokens = [token for token in one.tokens if token not in order.stop_tokens]
+        before = prompt.tokens if prompt.continues else ()
         return {
             "candidate": one.candidate,
-            "text": text.push(tokens) + text.finish(),
+            "text": decode(self._gateway.tokenizer, tokens, before, skip_special_tokens=order.skip_special_tokens),
             "score": finite(one.score),
             "finish": one.finish,
             "round": one.round,
@@ -210,7 +217,7 @@ class Exchange:
         """The answer's tokens, and with its first part its prompt's. An echo is not the answer."""
         if not self.order.return_token_ids:
             return {}
-        prompt = list(self._prompts[index // self.order.n].tokens)
+        prompt = list(self._prompt_of(index).tokens)
         echoed = len(prompt) if self.order.inspects and first else 0
         ids = {"token_ids": list(said.tokens[echoed:])}
         return {**ids, "prompt_token_ids": prompt} if first else ids

@@ -51,6 +51,7 @@ class Order:
     ignore_eos: bool
     stream: bool
     include_usage: bool
+    continuous_usage: bool
     return_token_ids: bool
     return_rewards: bool
     return_candidates: bool
@@ -184,7 +185,7 @@ def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, t
     limit = asked.most_tokens if asked.max_tokens is None else asked.max_tokens
     if limit and body.min_tokens > limit:
         raise bad(f"min_tokens is {body.min_tokens}; the answer may have {limit} ({asked.limit_param}).", "min_tokens")
-    if body.stream_options.include_usage and not body.stream:
+    if (body.stream_options.include_usage or body.stream_options.continuous_usage_stats) and not body.stream:
         raise bad("stream_options is given without stream; set stream to true or leave it out.", "stream_options")
     told = body.search
     if told.return_rewards and not gateway.model.has_channel:
@@ -206,6 +207,7 @@ def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, t
         ignore_eos=body.ignore_eos,
         stream=body.stream,
         include_usage=body.stream_options.include_usage,
+        continuous_usage=body.stream_options.continuous_usage_stats,
         return_token_ids=body.return_token_ids,
         return_rewards=told.return_rewards,
         return_candidates=told.return_candidates,

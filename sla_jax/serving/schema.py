@@ -34,7 +34,7 @@ class StreamOptions(Body):
 
     include_usage: bool = Field(False, description="A last chunk without choices says how many tokens were used.")
     include_obfuscation: Nothing = None
-    continuous_usage_stats: Nothing = None
+    continuous_usage_stats: bool = Field(False, description="Every chunk says how many tokens were used so far.")
 
 
 class Search(Body):

@@ -3,12 +3,12 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from sla_jax.config import Variables
 from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
-from sla_jax.text import check_variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Profile:
     filter_duplicates: bool = False
     boxed: bool = False
     traces: bool = False
-    template: dict[str, Any] = dataclasses.field(default_factory=dict)
+    template: Variables = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or "/" in self.name:
@@ -55,7 +55,6 @@ class Profile:
             raise UserError(f"the profile {self.name} has slots={self.slots}; it has to be 1 to 1024.")
         if self.method == "sla" and (self.width is None or self.depth is None):
             raise UserError(f"the profile {self.name} needs width and depth: {{method: sla, width: 2, depth: 2, …}}.")
-        check_variables(self.template)
         decoder = self.decoder()
         if self.traces and not isinstance(decoder, Trees):
             raise UserError(

@@ -37,7 +37,7 @@ from sla_jax.serving.request import MAX_STOP_TOKENS, Event, Progress, Request
 from sla_jax.serving.settings import Profile
 from sla_jax.serving.sizes import places_of
 from sla_jax.sharding import constrain
-from sla_jax.text import TextStream, token_bytes
+from sla_jax.text import decode, token_bytes
 
 Devices = Callable[[], AbstractContextManager[Any]]  # within which programs run
 
@@ -135,8 +135,7 @@ class StepEngine:
         return Seat(self.program.play(run, walk), Tally(ledger))
 
     def _boxed(self, tokens: list[int]) -> bool:
-        text = TextStream(self.model.tokenizer)
-        return boxed(text.push(tokens) + text.finish())
+        return boxed(decode(self.model.tokenizer, tokens))
 
 
 @dataclasses.dataclass

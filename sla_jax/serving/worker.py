@@ -33,7 +33,7 @@ from sla_jax.serving.settings import MeshShape, ModelInfo, Profile, ServeConfig
 from sla_jax.serving.sizes import Sizes, sizes_of
 from sla_jax.serving.steppers import StepEngine, StepRounds
 from sla_jax.sharding import make_mesh
-from sla_jax.text import load_tokenizer
+from sla_jax.text import check_variables, load_tokenizer
 
 
 @dataclasses.dataclass
@@ -271,6 +271,8 @@ def open_model(config: ServeConfig) -> Opened:
     info = store.info(directory)
     model = info.config
     check_profiles(config, model)
+    for profile in config.profiles:
+        check_variables(tokenizer, profile.template)
     sizes = sizes_of(config.engine, config.profiles, max_positions=model.max_positions)
     described = ModelInfo(
         name=config.name,

@@ -52,6 +52,8 @@ class Header:
     end_tokens: list[int]
     anchor: float | None
     """The reward at the prompt's last token, of methods that grow a tree."""
+    continues: bool = False
+    """Whether the answer's text goes on with the prompt's; a chat's stands alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

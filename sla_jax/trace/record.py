@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from sla_jax.api import GREEDY, Chunk, LanguageModel, Messages, Search
+from sla_jax.api import GREEDY, Chunk, LanguageModel, Messages, Search, is_chat
 from sla_jax.decode.completion import Completion
 from sla_jax.decode.cost import Cost
 from sla_jax.decode.greedy import Greedy
@@ -25,6 +25,7 @@ from sla_jax.decode.methods import METHODS, Trees
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.scoring.candidate import Scorer
+from sla_jax.text import NO_VARIABLES, spell
 from sla_jax.trace.lines import FORMAT, Candidate, End, Header, Line, PoolRound, TreeRound, as_json, tokens_of
 
 Prompt = Messages | Sequence[int] | str
@@ -39,12 +40,13 @@ def record(
     max_tokens: int = 256,
     sampling: Sampling = GREEDY,
     scorer: Scorer | None = None,
+    template: Mapping[str, Any] = NO_VARIABLES,
 ) -> Iterator[Chunk]:
     """`model.stream`'s chunks; each is in the file before it is given. Raises UserError where it cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"the trace {path} cannot be written: there is no directory {path.parent}.")
     options: dict[str, Any] = {"search": search, "max_tokens": max_tokens, "sampling": sampling, "scorer": scorer}
-    return _written(path, traced(model, prompt, **options))
+    return _written(path, traced(model, prompt, template=template, **options))
 
 
 def _written(path: Path, steps: Iterator[tuple[Chunk, list[Line]]]) -> Iterator[Chunk]:
@@ -68,23 +70,27 @@ def traced(
     max_tokens: int = 256,
     sampling: Sampling = GREEDY,
     scorer: Scorer | None = None,
+    template: Mapping[str, Any] = NO_VARIABLES,
+    continues: bool | None = None,
 ) -> Iterator[tuple[Chunk, list[Line]]]:
     """Every chunk of a search and the lines of a trace that come with it: the header with the first, the end with the
     last."""
-    decoder, ids = search or Greedy(), model.prompt_ids(prompt)
+    decoder, ids = search or Greedy(), model.prompt_ids(prompt, template)
     options: dict[str, Any] = {"max_tokens": max_tokens, "sampling": sampling, "scorer": scorer}
-    chunks = model.stream(prompt, search=decoder, return_tree=isinstance(decoder, Trees), **options)
+    continues = not is_chat(prompt) if continues is None else continues
+    told: dict[str, Any] = {"return_tree": isinstance(decoder, Trees), "template": template, "continues": continues}
+    chunks = model.stream(prompt, search=decoder, **told, **options)
     text, tokens, before, ended = "", set[int](), None, list[Completion]()
     for chunk in chunks:
         ended += chunk.ended
         round_ = _pool_round(chunk, before, ended) if chunk.tree is None else _tree_round(chunk)
         lines: list[Line] = [round_]
         if before is None:
-            lines = [_header(model, ids, decoder, chunk, **options), round_]
+            lines = [_header(model, ids, decoder, chunk, continues=continues, **options), round_]
         text, before = text + chunk.text, chunk.cost
         tokens |= tokens_of(round_)
         if chunk.finish_reason is not None:
-            pieces = {str(token): piece(model.tokenizer, token) for token in sorted(tokens)}
+            pieces = {str(token): spell(model.tokenizer, token) for token in sorted(tokens)}
             lines.append(End(finish_reason=chunk.finish_reason, text=text, cost=chunk.cost, pieces=pieces))
         yield chunk, lines
 
@@ -95,6 +101,7 @@ def _header(
     decoder: Search,
     chunk: Chunk,
     *,
+    continues: bool,
     max_tokens: int,
     sampling: Sampling,
     scorer: Scorer | None,
@@ -112,6 +119,7 @@ def _header(
         sampling=dataclasses.asdict(sampling),
         scorer=None if scorer is None else scorer.name,
         prompt=ids,
+        continues=continues,
         text=model.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False),
         max_tokens=max_tokens,
         end_tokens=list(model.end_tokens),
@@ -158,12 +166,6 @@ def _chosen(chunk: Chunk, ended: Sequence[Completion]) -> int:
 def _counts(chunk: Chunk) -> dict[str, Any]:
     cost = chunk.cost
     return {"steps": cost.steps, "lane_steps": cost.lane_steps, "explored": cost.explored_tokens}
-
-
-def piece(tokenizer: Any, token: int) -> str:
-    """A token's text as it stands behind another token, special ones by name; U+FFFD for part of a character."""
-    once, twice = (tokenizer.backend_tokenizer.decode([token] * n, skip_special_tokens=False) for n in (1, 2))
-    return str(twice.removeprefix(once) or once)
 
 
 def fingerprint(params: Any) -> str:

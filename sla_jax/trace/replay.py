@@ -105,6 +105,7 @@ def search_again(trace: Trace, model: LanguageModel, tolerance: float | None = N
         )
     sampling = from_tree(Sampling, header.sampling, "the header's sampling")
     options: dict[str, Any] = {"search": decoder_of(header), "max_tokens": header.max_tokens, "sampling": sampling}
+    options["continues"] = header.continues
     found = (line for _, lines in traced(model, header.prompt, **options) for line in lines)
     comparison = Comparison(tolerance)
     for recorded, again in itertools.zip_longest([header, *trace.rounds, trace.end], found):

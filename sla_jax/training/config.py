@@ -7,6 +7,7 @@ resolved settings are saved beside every checkpoint and can be passed back.
 import dataclasses
 from typing import Literal
 
+from sla_jax.config import Variables
 from sla_jax.errors import UserError
 from sla_jax.model.lora import LoraConfig
 from sla_jax.training.data_config import DataConfig, Task
@@ -290,6 +291,8 @@ class EvalConfig:
     max_bad: float = 0.1  # part of all rows that may be bad or empty before that is an error
     batch_tokens: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
+    template: Variables | None = None  # variables of the chat template; None = those of the checkpoint's training
+    date: str | None = None  # what a chat template takes for today, YYYY-MM-DD; None = as in its training
     json: str | None = None  # also write the figures to this file
 
 

@@ -48,7 +48,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 # fields of DataConfig whose values decide what comes out; where things lie and how fast they are made do not
 DECIDING = (
     *("split", "heldout", "heldout_split", "limit", "heldout_limit", "max_length", "max_prompt_length"),
-    *("on_bad_row", "max_bad", "separator", "last_step_only"),
+    *("on_bad_row", "max_bad", "separator", "last_step_only", "template", "date"),
 )
 
 
@@ -112,11 +112,14 @@ def load_examples(
     seed: int,
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
+    vocabulary: int | None = None,
 ) -> Examples:
     """The run's examples, training and held-out part together, from the token cache or made now.
 
-    `max_positions` is the policy's context; `progress(done, total)` is told rows while they are tokenized; `say` gets
-    what a user should know (what was skipped, cut, waited for). Raises UserError, naming file and line for a bad row.
+    `max_positions` is the policy's context and `vocabulary` the rows of its embedding, by which a row with a token
+    beyond it is a bad row (None: any token is taken); `progress(done, total)` is told rows while they are tokenized;
+    `say` gets what a user should know (what was skipped, cut, waited for). Raises UserError, naming file and line for a
+    bad row.
     """
     check_task(data, task)
     if data.max_length > max_positions:
@@ -127,12 +130,12 @@ def load_examples(
     sources = open_sources(data, seed)
 
     def make() -> Examples:
-        return _make(Ledger(data, task, sources), tokenizer_directory, seed, progress)
+        return _make(Ledger(data, task, sources), tokenizer_directory, vocabulary, seed, progress)
 
     if data.cache is None:
         examples = make()
     else:
-        key = _key(data, task, tokenizer_directory, sources, seed)
+        key = _key(data, task, tokenizer_directory, vocabulary, sources, seed)
         folder = _stored(Path(data.cache) / key, make, say)
         examples = Examples.load(folder, [source.place for source in sources])
     _tell(examples, data, say)
@@ -142,7 +145,9 @@ def load_examples(
 # ---- the cache ----
 
 
-def _key(data: DataConfig, task: Task, directory: Path, sources: Sequence[Source], seed: int) -> str:
+def _key(
+    data: DataConfig, task: Task, directory: Path, vocabulary: int | None, sources: Sequence[Source], seed: int
+) -> str:
     """Whatever decides the tokens, hashed. Names of files are not in it; the seed is where it chooses rows."""
     files = [directory / name for name in TOKENIZER_FILES]
     facts = {
@@ -150,6 +155,7 @@ def _key(data: DataConfig, task: Task, directory: Path, sources: Sequence[Source
         "task": task,
         "contents": [[source.content, source.split, source.wanted, source.part] for source in sources],
         "tokenizer": [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files],
+        "vocabulary": vocabulary,
         "settings": {name: getattr(data, name) for name in DECIDING},
         "weights": [source.weight for source in data.sources],
         "seed": seed if data.sources else None,
@@ -190,11 +196,13 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 # ---- reading, parting, tokenizing ----
 
 
-def _make(ledger: Ledger, directory: Path, seed: int, progress: Callable[[int, int], None]) -> Examples:
+def _make(
+    ledger: Ledger, directory: Path, vocabulary: int | None, seed: int, progress: Callable[[int, int], None]
+) -> Examples:
     data = ledger.data
     rows = _chosen(ledger, _read(ledger), seed)
-    names = (field.name for field in dataclasses.fields(Rules))
-    rules = Rules(**{name: getattr(data, name) for name in names})
+    names = [field.name for field in dataclasses.fields(Rules) if field.name != "vocabulary"]
+    rules = Rules(**{name: getattr(data, name) for name in names}, vocabulary=vocabulary)
     chunks = tokenize_rows(directory, [placed.row for placed in rows], rules, data.workers, progress)
     kept = _kept(ledger, rows, chunks)
     flats = [chunk.flat for chunk in chunks if len(chunk.kept)]

@@ -4,7 +4,9 @@ import dataclasses
 import math
 from typing import Literal
 
+from sla_jax.config import Variables
 from sla_jax.errors import UserError
+from sla_jax.text import DAY, check_date
 
 Task = Literal["pairs", "sft", "steps"]
 OnBadRow = Literal["raise", "skip"]
@@ -53,6 +55,9 @@ class DataConfig:
     length_pool: int = 0  # steps whose rows are sorted by length together; 0 = 16 when features are recomputed, else 1
     separator: str = SEPARATOR  # steps: put after every step; its last token carries the step's label
     last_step_only: bool = False  # steps: score the last step's label alone
+    # variables of the chat template: --data.template.enable_thinking false
+    template: Variables = dataclasses.field(default_factory=dict, hash=False)
+    date: str = DAY  # what a template that writes today's date takes for today, so that tokens are the same every day
 
     def __post_init__(self) -> None:
         _one_of("data", self, ("files", "dataset", "generated", "sources"))
@@ -70,6 +75,7 @@ class DataConfig:
             raise UserError("data.separator is empty; its last token carries a step's label, so it needs some text.")
         if self.cache == "":
             raise UserError("data.cache is empty; give a folder, or None (null in YAML) to keep tokens in memory.")
+        check_date(self.date)
         self._check_parts()
 
     def _check_parts(self) -> None:

@@ -124,6 +124,7 @@ def _examples(config: TrainConfig, base: ModelConfig) -> Examples | None:
         config.task,
         directory,
         max_positions=base.max_positions,
+        vocabulary=base.vocab_size,
         seed=config.seed,
         progress=lambda done, total: None,
         say=say,

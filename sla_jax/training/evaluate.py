@@ -27,7 +27,7 @@ from sla_jax.training import metrics
 from sla_jax.training.batch import TokenSource
 from sla_jax.training.config import ChannelOptions, EvalConfig, HeadOptions, StepsConfig, TrainConfig
 from sla_jax.training.data import load_examples
-from sla_jax.training.data_config import SEPARATOR, DataConfig, Task
+from sla_jax.training.data_config import DataConfig, Task
 from sla_jax.training.examples import Examples
 from sla_jax.training.heldout import THRESHOLD, step_rows
 from sla_jax.training.metrics import PairRewards
@@ -96,14 +96,17 @@ def _step_rows(judge: Judge, config: StepsConfig, files: tuple[str, ...], split:
 
 def _separator(config: StepsConfig) -> str:
     """What stands behind every step: as told, as in training, or a line break."""
-    trained = Path(config.checkpoint) / CONFIG_FILE
-    if config.separator is not None or not trained.is_file():
-        return SEPARATOR if config.separator is None else config.separator
-    return load_yaml(TrainConfig, trained).data.separator
+    return _trained(config).separator if config.separator is None else config.separator
+
+
+def _trained(config: EvalConfig) -> DataConfig:
+    """How the checkpoint's rows became tokens when it was trained, if it was trained here."""
+    file = Path(config.checkpoint) / CONFIG_FILE
+    return load_yaml(TrainConfig, file).data if file.is_file() else DataConfig(generated=1)
 
 
 def _data(config: EvalConfig, model: ModelConfig, files: tuple[str, ...], split: str | None) -> DataConfig:
-    longest = config.max_length or min(model.max_positions, 1024)
+    longest, trained = config.max_length or min(model.max_positions, 1024), _trained(config)
     return DataConfig(
         files=files,
         split=split,
@@ -113,6 +116,8 @@ def _data(config: EvalConfig, model: ModelConfig, files: tuple[str, ...], split:
         on_bad_row=config.on_bad_row,
         max_bad=config.max_bad,
         limit=config.limit,
+        template=trained.template if config.template is None else config.template,
+        date=config.date or trained.date,
         cache=None,
     )
 
@@ -125,6 +130,7 @@ def _read(judge: Judge, config: EvalConfig, data: DataConfig) -> tuple[list[Foun
         plan.config.task,
         Path(config.checkpoint),
         max_positions=plan.model.max_positions,
+        vocabulary=plan.model.vocab_size,
         seed=0,
         progress=lambda done, total: None,
         say=say,

@@ -34,7 +34,7 @@ from sla_jax.model.policy import without_channel
 from sla_jax.progress import bar, say
 from sla_jax.scoring.candidate import Candidate, Score, detailed
 from sla_jax.scoring.registry import make_scorer
-from sla_jax.text import chat_ids
+from sla_jax.text import chat_ids, check_vocabulary, decode
 from sla_jax.training.hosts import stopping
 from sla_jax.training.onpolicy_config import PairsConfig
 from sla_jax.training.onpolicy_pairs import best_and_worst, summary
@@ -66,7 +66,7 @@ def make_pairs(config: PairsConfig) -> Path:
     """Make the pairs, or go on where an earlier run stopped; returns OUT. Raises UserError."""
     with opened(config) as out:
         scorer = make_scorer(config.scorers)  # first, because a bad one should not cost an hour
-        model = language_model(Path(config.model))
+        model = language_model(config)
         chosen, counts = choose_prompts(config)
         prompts, left_out = tokenized(config, model, chosen)
         counts.update(left_out)
@@ -135,9 +135,9 @@ def _in_order(out: Path, prompts: Sequence[Ready]) -> list[dict[str, Any]]:
 # ---- the model and the prompts ----
 
 
-def language_model(directory: Path) -> Loaded:
+def language_model(config: PairsConfig) -> Loaded:
     """A checkpoint ready to sample from: its channel costs time at every token and is left out."""
-    loaded = load_model(directory)
+    loaded = load_model(Path(config.model), template=config.template, date=config.date)
     loaded.policy.channel = None
     return loaded._replace(config=without_channel(loaded.config))
 
@@ -151,6 +151,7 @@ def tokenized(config: PairsConfig, model: Loaded, prompts: Sequence[Prompt]) -> 
     if not taken:
         raise UserError(f"no prompt is left of {len(prompts)} (max_prompt_tokens={config.max_prompt_tokens}).")
     for one in taken:
+        check_vocabulary(model.tokenizer, one.ids, model.config.vocab_size, one.prompt.origin)
         check_prompt(one.ids, config.max_tokens, **sizes)
     counts = {"too_long": len(ready) - len(fitting), "over_limit": len(fitting) - len(taken), "used": len(taken)}
     return taken, Counter(counts)
@@ -231,7 +232,7 @@ def candidate_seed(seed: int, prompt: Prompt, candidate: int) -> int:
 
 def _candidate(model: Loaded, rounds: Sequence[Round], seed: int) -> dict[str, Any]:
     tokens = [token for one in rounds for token in one.tokens]
-    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = decode(model.tokenizer, tokens)
     finished = any(one.stopped for one in rounds)
     return {"text": text, "tokens": tokens, "n_tokens": len(tokens), "finished": finished, "seed": seed}
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 
+from sla_jax.config import Variables
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.scoring.registry import ScorerConfig
+from sla_jax.text import DAY, check_date
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class PairsConfig:
     """Answers sampled together; a multiple of samples."""
     seed: int = 42
     """With the prompt and the candidate's number it decides every draw."""
+    template: Variables = dataclasses.field(default_factory=dict)
+    """Variables of the model's chat template: --template.enable_thinking false"""
+    date: str = DAY
+    """What a chat template takes for today, YYYY-MM-DD: the prompts are the same every day."""
     scorers: tuple[ScorerConfig, ...] = (ScorerConfig(),)
     """What scores the answers; several are summed by their weights. A change scores the same answers anew."""
     min_margin: float = 0.0
@@ -66,6 +72,7 @@ class PairsConfig:
             raise UserError("two candidates at temperature 0 are the same answer; give at most one of them 0.")
         if not self.min_margin >= 0:
             raise UserError(f"min_margin={self.min_margin} is out of range; it has to be 0 or more.")
+        check_date(self.date)
         self.sampling(0, 0)
 
     @property

@@ -76,6 +76,7 @@ def read_examples(config: TrainConfig, base: Base) -> Examples:
                 config.task,
                 base.directory,
                 max_positions=base.config.max_positions,
+                vocabulary=base.config.vocab_size,
                 seed=config.seed,
                 progress=lambda done, total: tell(done, total, "rows"),
                 say=say,

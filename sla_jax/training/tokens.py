@@ -21,15 +21,24 @@ import functools
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sla_jax.errors import UserError
-from sla_jax.text import PreTrainedTokenizerBase, chat_ids, load_tokenizer, response_ids
+from sla_jax.text import (
+    DAY,
+    NO_VARIABLES,
+    PreTrainedTokenizerBase,
+    chat_ids,
+    check_vocabulary,
+    load_tokenizer,
+    response_ids,
+    with_template,
+)
 from sla_jax.training.data_config import SEPARATOR
 from sla_jax.training.examples import UNSCORED, Answer, Example, Flat, exact_text, flatten
 from sla_jax.training.rows import Message, Pair, Row, Steps, Talk
@@ -42,12 +51,15 @@ CUTS = ("cut_prompts", "cut_answers", "cut_turns", "cut_labels")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How rows become tokens; the fields are those of `DataConfig`."""
+    """How rows become tokens; the fields are those of `DataConfig`, and the rows of the policy's embedding."""
 
     max_length: int
     max_prompt_length: int
     separator: str = SEPARATOR
     last_step_only: bool = False
+    template: Mapping[str, Any] = NO_VARIABLES
+    date: str = DAY
+    vocabulary: int | None = None
 
 
 class Cut(NamedTuple):
@@ -75,7 +87,7 @@ def tokenize_rows(
 ) -> list[Chunk]:
     """All rows in order, whatever the number of processes. `progress(done, total)` is told rows."""
     _tokenizer.cache_clear()  # the files may have changed since this process read them
-    _tokenizer(str(directory))  # its complaints before any process starts
+    _bound(str(directory), rules)  # its complaints before any process starts
     parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     workers = min(workers or (1 if len(rows) < FEW else os.cpu_count() or 1), max(len(parts), 1))
     work = functools.partial(tokenize_chunk, str(directory), rules)
@@ -109,9 +121,13 @@ def _tokenizer(directory: str) -> PreTrainedTokenizerBase:
     return load_tokenizer(directory)
 
 
+def _bound(directory: str, rules: Rules) -> PreTrainedTokenizerBase:
+    return with_template(_tokenizer(directory), rules.template, rules.date)
+
+
 def tokenize_chunk(directory: str, rules: Rules, rows: Sequence[Row]) -> Chunk:
     """Some rows, packed. Never raises for a row: see `Chunk.bad`."""
-    tokenizer = _tokenizer(directory)
+    tokenizer = _bound(directory, rules)
     kept: list[int] = []
     empty: list[int] = []
     examples: list[Example] = []
@@ -120,6 +136,7 @@ def tokenize_chunk(directory: str, rules: Rules, rows: Sequence[Row]) -> Chunk:
     for number, row in enumerate(rows):
         try:
             example, *cuts = tokenize_row(tokenizer, row, rules)
+            _check_tokens(tokenizer, example, rules)
         except UserError as error:
             bad.append((number, str(error)))
             continue
@@ -130,6 +147,13 @@ def tokenize_chunk(directory: str, rules: Rules, rows: Sequence[Row]) -> Chunk:
         else:
             empty.append(number)
     return Chunk(np.asarray(kept, np.int64), flatten(examples), counts, empty, bad)
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, example: Example, rules: Rules) -> None:
+    """Raise UserError for a token that the policy has no embedding for."""
+    if rules.vocabulary is not None:
+        for name, ids in (("the prompt", example.prompt), *(("an answer", one.tokens) for one in example.answers)):
+            check_vocabulary(tokenizer, ids.tolist(), rules.vocabulary, name)
 
 
 # ---- one row ----

@@ -247,7 +247,7 @@ def test_a_search_that_is_not_declared_is_a_400_with_the_list():
         ("/generate", {"use_beam_search": True}, "use_beam_search"),
         ("/generate", {"logprobs": 3}, "logprobs"),
         ("/generate", {"length_penalty": 2.0}, "length_penalty"),
-        ("/generate", {"stop_token_ids": [320]}, "the token 320"),
+        ("/generate", {"stop_token_ids": [320]}, "stop_token_ids"),
         ("/generate", {"top_k": 0}, "-1"),
         ("/generate", {"n": 3, "best_of": 2}, "at least n"),
         ("/generate", {"best_of": 2}, "cannot be streamed"),

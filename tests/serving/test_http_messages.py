@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from sla_jax.errors import UserError
 from sla_jax.serving.messages import Message
-from sla_jax.serving.settings import Profile
+from sla_jax.serving.settings import HttpRules, Profile
 from sla_jax.text import chat_text
 from tests.serving.asgi import call
 from tests.serving.fake import MODEL, FakeService, decode, encode, fake_app
@@ -140,7 +139,7 @@ def test_arguments_are_text_to_a_template_that_joins_or_prints_them(template):
 def test_arguments_that_are_no_json_object_stay_as_they_are(arguments):
     calls = [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": arguments}}]
     turn = Message.model_validate({"role": "assistant", "tool_calls": calls}).turn()
-    assert turn == {"role": "assistant", "tool_calls": calls}
+    assert turn == {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 def test_calls_of_other_kinds_stay_as_they_are():
@@ -158,8 +157,8 @@ def test_calls_of_other_kinds_stay_as_they_are():
             {"content": [{"type": "text", "text": "No."}]},
         ),
         ({"content": []}, {"content": []}),
-        ({"content": None}, {}),
-        ({}, {}),
+        ({"content": None}, {"content": None}),
+        ({}, {"content": None}),
         ({"content": "a", "reasoning": "b"}, {"content": "a", "reasoning": "b", "reasoning_content": "b"}),
         ({"content": "a", "annotations": [{"type": "url_citation"}]}, {"content": "a"}),
     ],
@@ -211,16 +210,24 @@ def test_variables_of_the_template_reach_every_route(profiles, asked, thinks):
     assert list(service.inspections[0].tokens) == [*read, 5]
 
 
-@pytest.mark.parametrize(
-    "name", ["messages", "tokenize", "add_generation_prompt", "chat_template", "continue_final_message"]
-)
+@pytest.mark.parametrize("name", ["messages", "tokenize", "add_generation_prompt", "continue_final_message"])
 def test_a_variable_may_not_take_the_place_of_an_argument(name):
     app = fake_app(FakeService(sync=True))
     for path in (CHAT, "/tokenize"):
         error = refused(call(app, path, {"messages": HELLO, "chat_template_kwargs": {name: True}}))
-        assert error["message"].startswith(f"{name} cannot be a variable of the chat template")
-    with pytest.raises(UserError, match=f"{name} cannot be a variable"):
-        Profile(name="greedy", method="greedy", slots=1, template={name: True})
+        assert f"the template variable {name!r} is not free" in error["message"]
+
+
+def test_a_variable_that_the_template_does_not_read_is_named_as_a_field_that_nobody_knows():
+    tokenizer = byte_level_tokenizer(template=THINKING)
+    body = {"messages": HELLO, "chat_template_kwargs": {"enable_thinking": False, "enable_thought": 1}}
+    for path in (CHAT, "/tokenize", "/v1/rewards"):
+        asked = {**body, "response": "a"} if path == "/v1/rewards" else body
+        answer = call(fake_app(FakeService(sync=True), tokenizer=tokenizer), path, asked)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-ignored-fields"] == ("chat_template_kwargs.enable_thought")
+        strict = fake_app(FakeService(sync=True), tokenizer=tokenizer, http=HttpRules(strict=True))
+        assert refused(call(strict, path, asked))["param"] == "chat_template_kwargs.enable_thought"
 
 
 def test_the_last_message_is_continued():

@@ -321,3 +321,6 @@ def test_what_cannot_be_served_is_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="rejection searches with rewards .*no reward channel"):
         open_model(serve_config(bare, profiles=(PROFILES[0], PROFILES[3])))
     open_model(serve_config(bare, profiles=(PROFILES[0], dataclasses.replace(PROFILES[3], score="logprob_mean"))))
+    for template, said in (({"messages": 1}, "'messages' is not free"), ({"enable_thinking": False}, "does not read")):
+        with pytest.raises(UserError, match=said):
+            open_model(serve_config(bare, profiles=(dataclasses.replace(PROFILES[0], template=template),)))

@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from sla_jax.config import Variables
 from sla_jax.errors import UserError
+from sla_jax.text import DAY, check_date
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,10 @@ class EntropyConfig:
     """Of the data set; None = all."""
     field: str = "text"
     """Of a row: a string, or a list of messages, which are put through the checkpoint's chat template."""
+    template: Variables = dataclasses.field(default_factory=dict)
+    """Variables of that template: --template.enable_thinking false"""
+    date: str = DAY
+    """What that template takes for today, YYYY-MM-DD."""
     segment: int = 8192
     """A plain text is cut into rows of at most so many characters, at line ends where there are any."""
     limit: int = 0
@@ -57,5 +63,6 @@ class EntropyConfig:
         for name, least in (("segment", 1), ("limit", 0), ("top", 0), ("chunk", 1), ("batch_tokens", 1), ("block", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; it has to be {least} or more.")
+        check_date(self.date)
         if not self.out.name.endswith(".jsonl"):
             raise UserError(f"--out {self.out} is a file of JSON lines; its name has to end with .jsonl.")

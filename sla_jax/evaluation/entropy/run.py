@@ -25,6 +25,7 @@ from sla_jax.evaluation.entropy.tokens import Tokens, names, tokenized
 from sla_jax.evaluation.rows import json_line, mend
 from sla_jax.evaluation.settings import first_difference
 from sla_jax.loading import Loaded
+from sla_jax.text import DAY, check_vocabulary
 
 FORMAT = 1
 FREE = ("checkpoint", "out", "overwrite", "json")  # what may change when a run goes on; parameters are compared
@@ -101,11 +102,7 @@ def _tokens(model: Loaded, text: Text) -> Tokens:
         found = tokenized(model.tokenizer, text.content)
     except UserError as error:
         raise UserError(f"{text.where}: {error}") from None
-    if max(found.ids, default=0) >= model.config.vocab_size:
-        raise UserError(
-            f"{text.where}: the tokenizer gives id {max(found.ids)}, and the model has {model.config.vocab_size} "
-            "tokens; the checkpoint's tokenizer is another model's."
-        )
+    check_vocabulary(model.tokenizer, found.ids, model.config.vocab_size, f"{text.where}: the text")
     return found
 
 
@@ -127,7 +124,8 @@ def _opened(config: EntropyConfig, settings: dict[str, Any]) -> int:
         out.unlink(missing_ok=True)
     mend(out)
     done = _lines(out)
-    if done and (difference := first_difference(_read(beside), settings)):
+    older = {"template": {}, "date": DAY}  # of rows that were written before these were settings
+    if done and (difference := first_difference(older | _read(beside), settings)):
         raise UserError(
             f"{out} holds rows of other settings ({difference}). Give --out another file, or --overwrite to delete "
             "these."

@@ -4,9 +4,11 @@ import dataclasses
 import re
 from typing import Any
 
+from sla_jax.config import Variables
 from sla_jax.errors import UserError, nearest
 from sla_jax.scoring.registry import KINDS as SCORERS
 from sla_jax.scoring.registry import ScorerConfig
+from sla_jax.text import check_date
 
 PROXY = "teacher's proxy"
 # kind → its label, if none is given
@@ -28,12 +30,12 @@ LABELS = {
 }
 # kind → the fields that it reads; what it needs stands first, scorers' own fields are theirs to check
 TAKES: dict[str, tuple[str, ...]] = {
-    "armo": ("checkpoint",),
+    "armo": ("checkpoint", "template", "date"),
     "math": ("timeout",),
     "gsm8k": (),
     "ifeval": (),
     "intrinsic": (),
-    "perplexity": ("checkpoint",),
+    "perplexity": ("checkpoint", "template", "date"),
     "llm": ("url", "model", "baseline", "key_env", "retries", "timeout"),
     "alpaca_eval": ("baseline",),
 }
@@ -63,6 +65,10 @@ class JudgeConfig:
     """channel, reward_model, prm, rules, verifier, python: the scorer."""
     checkpoint: str | None = None
     """armo, perplexity: a checkpoint directory."""
+    template: Variables | None = None
+    """armo, perplexity: variables of the checkpoint's chat template."""
+    date: str | None = None
+    """armo, perplexity: what that template takes for today, YYYY-MM-DD; 2024-07-26 if not given."""
     url: str | None = None
     """llm: the address of an OpenAI-compatible server, such as http://localhost:8000/v1."""
     model: str | None = None
@@ -104,8 +110,15 @@ class JudgeConfig:
                 raise UserError(f"{name!r} means nothing to the judge {self.kind!r}; drop it.")
         if self.retries is not None and self.retries < 0:
             raise UserError(f"retries={self.retries} must be at least 0.")
+        if self.date is not None:
+            check_date(self.date)
         if self.timeout is not None and self.timeout <= 0:
             raise UserError(f"timeout={self.timeout} must be above 0.")
+
+    def rendering(self) -> dict[str, Any]:
+        """How a checkpoint's chats are rendered, as far as it is given."""
+        given = {"template": self.template, "date": self.date}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def folder(self) -> str:

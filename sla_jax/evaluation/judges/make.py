@@ -15,11 +15,11 @@ def make_judge(config: JudgeConfig) -> Judge | PairJudge:
         from sla_jax.evaluation.judges.scored import ScorerJudge
         from sla_jax.scoring.armo import ArmoScorer
 
-        return ScorerJudge(ArmoScorer(config.checkpoint))
+        return ScorerJudge(ArmoScorer(config.checkpoint, **config.rendering()))
     if config.kind == "perplexity" and config.checkpoint:
         from sla_jax.evaluation.judges.perplexity import PerplexityJudge
 
-        return PerplexityJudge(config.checkpoint)
+        return PerplexityJudge(config.checkpoint, **config.rendering())
     if config.url and config.model:
         from sla_jax.evaluation.judges.llm import RETRIES, TIMEOUT, LlmJudge, Server
 

@@ -6,8 +6,9 @@ Details, one number a turn: `perplexity` (exp of minus the score) and `tokens` (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from sla_jax.model.config import ModelConfig
 from sla_jax.model.logprobs import token_logprobs
 from sla_jax.model.policy import Policy
 from sla_jax.scoring.model_scorer import read_batch
-from sla_jax.scoring.rows import Batch, answer_row, check_context, read
+from sla_jax.scoring.rows import Batch, answer_row, check_rows, read
+from sla_jax.text import DAY, NO_VARIABLES
 
 CHUNK = 256  # tokens a row whose logits exist at one time
 
@@ -28,15 +30,15 @@ CHUNK = 256  # tokens a row whose logits exist at one time
 class PerplexityJudge:
     """Mean log p of an answer's tokens, one value a turn; a turn without text is judged at the prompt's last token."""
 
-    def __init__(self, checkpoint: str | Path):
-        self.model = load_model(Path(checkpoint), generates=False)
+    def __init__(self, checkpoint: str | Path, *, template: Mapping[str, Any] = NO_VARIABLES, date: str = DAY):
+        self.model = load_model(Path(checkpoint), generates=False, template=template, date=date)
         check_generates(self.model.config)
         self._logprobs = jax.jit(_logprobs, static_argnums=0)
 
     def score(self, answers: Sequence[Answer]) -> list[Judgement]:
         """One judgement an answer. Raises UserError if one is longer than the policy's context."""
         rows = [answer_row(self.model, candidate) for answer in answers for candidate in answer.candidates()]
-        check_context(self.model, rows)
+        check_rows(self.model, rows)
         config, policy = self.model.config, self.model.policy
         found = iter(read(rows, lambda batch: self._logprobs(config, policy, batch)))
         judged = []

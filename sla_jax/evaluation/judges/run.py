@@ -26,7 +26,7 @@ from sla_jax.evaluation.judges.make import make_judge
 from sla_jax.evaluation.judges.protocol import Judge, PairJudge
 from sla_jax.evaluation.judges.scoring import Task, score_set
 from sla_jax.evaluation.rows import ANSWERS, check_ids, json_line, read_answers, write_whole
-from sla_jax.evaluation.settings import VERSUS, first_difference, joined
+from sla_jax.evaluation.settings import VERSUS, completed, first_difference, joined
 from sla_jax.progress import bar
 
 JUDGEMENTS, DESCRIPTION = "judgements", "judge.json"
@@ -92,7 +92,8 @@ def describe(folder: Path, config: JudgeConfig, answers: dict[str, Any]) -> None
     path, settings = folder / DESCRIPTION, config.settings() | _digests(config)
     if path.exists():
         old = _read(path)
-        for what, before, now in (("judge", old["settings"], settings), ("answers", old["answers"], answers)):
+        given = ("judge", old["settings"], settings), ("answers", completed(old["answers"]), completed(answers))
+        for what, before, now in given:
             if difference := first_difference(before, now):
                 raise UserError(
                     f"{folder} holds judgements of other settings of the {what} ({difference}). Give the judge another "

@@ -10,7 +10,8 @@ octal (PyYAML alone says otherwise on all four). `dump_yaml` then `load_yaml` gi
 
 Field types: bool, int, float, str, Path, Enum (by name), Literal, tuple, list, dict[str, …], `X | None`, unions of
 these, and dataclasses; `tyro.conf.Positional[…]` around one makes it a word without a flag. A nested dataclass that is
-None begins as its defaults when one of its flags is given.
+None begins as its defaults when one of its flags is given. `Variables` is a mapping to whatever JSON has: `--field
+'{"key": value}'`, or an entry at a time, `--field.key VALUE`, whose value is read as YAML.
 """
 
 import contextlib
@@ -28,7 +29,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import tyro
 import yaml
 
+from sla_jax.config.entries import Variables, take_entries
 from sla_jax.errors import UserError, nearest
+
+__all__ = ["Variables", "as_yaml", "dump_yaml", "from_tree", "load_yaml", "parse"]
 
 T = TypeVar("T")
 SCALARS = (bool, int, str)
@@ -56,6 +60,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
         flags = f"--{name.replace('_', '-')}."
         if {"--help", "-h"} & set(words) or any(word.replace("_", "-").startswith(flags) for word in words):
             object.__setattr__(draft, name, reader.instance(part, {}, name))
+    draft, words = take_entries(draft, words, prog, _Loader)
     places = [name.replace("_", "-").upper() for name in _positionals(cls)]
     usage = f"{description}\n\nusage: {' '.join([prog, '[CONFIG.yaml]', *places, '[--field value …]'])}"
     heard = io.StringIO()
@@ -341,11 +346,11 @@ def _flags(cls: Any, draft: Any, prefix: str = "") -> Iterator[str]:
 def _switches(cls: Any, draft: Any, words: Sequence[str]) -> Iterator[str]:
     """The words, with `--field true` and `--field false` as tyro has them: `--field`, `--no-field`."""
     known, before = set(_flags(cls, draft)), ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         prefix, dot, name = word.replace("_", "-").removeprefix("--").rpartition(".")
         off = f"--{prefix}{dot}no-{name}"
         if before not in known or word not in ("true", "false"):
-            yield off if off in known and following == "false" else word
+            yield off if off in known and words[place + 1 : place + 2] == ["false"] else word
         before = off
 
 

@@ -1,0 +1,194 @@
+"""Chat templates: which one, with which variables, on which day, and in which form it wants contents.
+
+Templates are compiled by `transformers`, so that they see the sandbox, filters and functions that they were written
+for. They are rendered here, because `strftime_now`, by which some write today's date into the prompt, is a function of
+the clock: whatever may be resumed or cached is rendered as if on a fixed day (`with_template`), which is one of its
+settings. Without one it is today.
+"""
+
+import copy
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from sla_jax.errors import UserError, nearest
+from sla_jax.text.tokenizer import PreTrainedTokenizerBase
+
+DAY = "2024-07-26"  # the day that is a setting's default; Llama 3.2's template falls back to the same one
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+# stands for a text while it is looked for in what a template makes of it; of private-use characters
+MARKER = "\ue0f1response\ue0f1"
+# what rendering itself gives to a template, or what would ask `transformers` for something else than a text
+RESERVED = (
+    *("messages", "conversation", "add_generation_prompt", "continue_final_message", "strftime_now"),
+    *("raise_exception", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
+)
+CHOICE = "chat_template"  # the variable that names one of several templates
+IMPLIED = ("tools", "documents", CHOICE)  # templates need not read these
+
+
+class Rendering(NamedTuple):
+    """How a tokenizer's chats are rendered where a call does not say."""
+
+    variables: Mapping[str, Any] = NO_VARIABLES
+    date: str | None = None  # None: today
+
+
+def with_template(
+    tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] = NO_VARIABLES, date: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The same tokenizer, whose chats are rendered with these variables, as if on the day `date` (None: today).
+
+    Raises UserError for variables that the template does not read, and for what is no date.
+    """
+    check_variables(tokenizer, variables)
+    if date is not None:
+        check_date(date)
+    bound = copy.copy(tokenizer)
+    bound.chat_rendering = Rendering(dict(variables), date)
+    return bound
+
+
+def check_date(date: str) -> None:
+    """Raise UserError for anything but a day as YYYY-MM-DD."""
+    try:
+        known = datetime.date.fromisoformat(date).isoformat() == date
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"date={date!r} is no day; expected YYYY-MM-DD, such as {DAY}.")
+
+
+def check_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+    """Raise UserError for variables that cannot be given, or that would have no effect."""
+    if unread := unread_variables(tokenizer, variables):
+        known = sorted(_names(_chosen(tokenizer, variables)) - {*RESERVED, *_given(tokenizer)})
+        hint = nearest(unread[0], known)
+        raise UserError(
+            f"the chat template does not read the variable {unread[0]!r}, so it would have no effect; it reads "
+            f"{', '.join(known) or 'none'}.{hint}"
+        )
+
+
+def unread_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> list[str]:
+    """Those of the variables that the template never reads, so that they have no effect. Raises UserError."""
+    if not variables:
+        return []
+    read = _names(_chosen(tokenizer, _checked(variables)))
+    return [name for name in variables if name not in read and name not in IMPLIED]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """What the template makes of messages that have the form which it wants. Raises UserError, whatever it raises."""
+    bound = getattr(tokenizer, "chat_rendering", Rendering())
+    given = {**bound.variables, **_checked(variables)}
+    template = _chosen(tokenizer, given)
+    values = {"tools": None, "documents": None, **_given(tokenizer), **given}
+    values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+    values.pop(CHOICE, None)
+    try:
+        return str(_compiled(template).render(**values, strftime_now=_clock(bound.date)))
+    except Exception as error:  # a template is a program: it may raise anything
+        raise _refused(error, messages) from None
+
+
+def takes_parts(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> bool:
+    """Whether the template wants contents as lists of parts, [{"type": "text", "text": …}], and loses plain text."""
+    bound = getattr(tokenizer, "chat_rendering", Rendering())
+    given = tuple((name, str(value)) for name, value in _given(tokenizer).items())
+    return _loses_text(_chosen(tokenizer, {**bound.variables, **variables}), given)
+
+
+@functools.lru_cache(maxsize=32)
+def _loses_text(template: str, given: tuple[tuple[str, str], ...]) -> bool:
+    """Tried with a marker. A template that merely prints a list as Python does is none that wants one."""
+
+    def shows(content: str | list[dict[str, str]]) -> bool:
+        values = {"messages": [{"role": "user", "content": content}], "tools": None, "documents": None}
+        try:
+            said = str(_compiled(template).render(**dict(given), **values, add_generation_prompt=True))
+        except Exception:  # it is tried, and may refuse anything
+            return False
+        return MARKER in said and repr(MARKER) not in said
+
+    return not shows(MARKER) and shows([{"type": "text", "text": MARKER}])
+
+
+def _checked(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables. Raises UserError for names that cannot be given."""
+    for name in variables:
+        if name in RESERVED:
+            raise UserError(
+                f"the template variable {name!r} is not free: it is given by whoever renders the chat. Leave it out."
+            )
+    return variables
+
+
+def _chosen(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> str:
+    """The template's text: of several, the one that `chat_template` names, else the one for tools if there are tools,
+    else `default`, else the only one. Raises UserError."""
+    templates, name = tokenizer.chat_template, variables.get(CHOICE)
+    if not templates:
+        raise UserError(
+            "this tokenizer has no chat template (chat_template.jinja); give a plain prompt instead of messages."
+        )
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    if name is None:
+        usual = [*(["tool_use"] if variables.get("tools") else []), "default"]
+        name = next((one for one in usual if one in templates), next(iter(templates)) if len(templates) == 1 else None)
+    if name is None:
+        raise UserError(
+            f"this tokenizer has several chat templates and none is called default: {', '.join(templates)}. Name one "
+            f"by the template variable {CHOICE}."
+        )
+    if name not in templates:
+        shown, known = str(name)[:40], ", ".join(templates)
+        raise UserError(f"there is no chat template {shown!r}; this tokenizer has: {known}.{nearest(shown, templates)}")
+    return str(templates[name])
+
+
+def _given(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Special tokens by their names: bos_token and the like."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(template: str) -> Any:
+    """As `transformers` does it. It has no public way to render with another clock, or to ask for the variables."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(template)
+
+
+@functools.lru_cache(maxsize=32)
+def _names(template: str) -> frozenset[str]:
+    """All variables that a template reads. Raises UserError if it is no template."""
+    from jinja2 import TemplateError, meta
+
+    try:
+        return frozenset(meta.find_undeclared_variables(_compiled(template).environment.parse(template)))
+    except TemplateError as error:
+        raise UserError(f"the chat template cannot be read ({error}).") from None
+
+
+def _clock(date: str | None) -> Callable[[str], str]:
+    """`strftime_now` of that day, or of today."""
+    return (datetime.datetime.now() if date is None else datetime.datetime.fromisoformat(date)).strftime
+
+
+def _refused(error: Exception, messages: Sequence[Mapping[str, Any]]) -> UserError:
+    from jinja2 import TemplateError
+
+    reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+    roles = ", ".join(str(message["role"]) for message in messages)
+    return UserError(f"the chat template refuses these messages ({reason}); their roles are: {roles}.")

@@ -1,0 +1,110 @@
+"""The tokenizer of a checkpoint, text as its ids, and tokens that the model has no embedding for.
+
+The tokenizer is what `tokenizer.json` says, loaded as it stands: no class is chosen by a model's name, so nothing is
+rebuilt or repaired on the way. Only what a trainer left in the file and what would change a text's ids from call to
+call is switched off: truncation, padding, and dropout of merges.
+
+`transformers` takes seconds to import and is imported where a tokenizer is loaded, not before.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from sla_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+else:
+    PreTrainedTokenizerBase = Any  # beartype reads annotations when the tests run; a second of import is not worth that
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template of a checkpoint directory; local files only. Raises UserError."""
+    directory = Path(directory)
+    if not (directory / "tokenizer.json").is_file():
+        missing = "has no tokenizer.json" if directory.is_dir() else "is not a directory"
+        raise UserError(
+            f"{directory} {missing}; expected a checkpoint made by convert.py, or a Hugging Face directory that was "
+            "saved with a fast tokenizer (tokenizer.json beside tokenizer_config.json)."
+        )
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is no news
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the Rust parser raises bare Exception
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the tokenizer files in {directory} cannot be read ({reason}); convert the model again."
+        ) from None
+    backend = backend_of(tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
+    return tokenizer
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The `tokenizers.Tokenizer` underneath."""
+    return tokenizer.backend_tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    """Ids of a text; with `special`, those that the tokenizer puts around a text too. Special tokens that are written
+    out in the text are tokens in any case. Raises UserError for half a surrogate pair, which no tokenizer reads."""
+    check_characters(text)
+    return list(backend_of(tokenizer).encode(text, add_special_tokens=special).ids)
+
+
+def encode_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> tuple[list[int], list[int]]:
+    """(ids of `before`, ids of the text that goes on from it): one encoding cut in two, unless a token would run across
+    the cut; then the text is tokenized by itself."""
+    ids, both = encode(tokenizer, before), encode(tokenizer, before + text)
+    return ids, both[len(ids) :] if both[: len(ids)] == ids else encode(tokenizer, text)
+
+
+def check_characters(text: str) -> None:
+    """Raise UserError for half a surrogate pair: it is no character, and UTF-8 has no bytes for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text has half a surrogate pair (U+{ord(text[error.start]):04X}) at character {error.start}; expected "
+            "whole characters. Write them in UTF-8, or as both halves in JSON (\\ud83d\\ude00)."
+        ) from None
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocabulary: int, where: str) -> None:
+    """Raise UserError if a token is not among the model's 0 to `vocabulary` - 1; `where` it stands begins the error.
+
+    Fine-tunes add tokens ([PAD]) without enlarging the embedding; a lookup beyond its end would give any row at all.
+    """
+    if not ids or 0 <= min(ids) <= max(ids) < vocabulary:
+        return
+    bad = next(token for token in ids if not 0 <= token < vocabulary)
+    backend = backend_of(tokenizer)
+    name = backend.id_to_token(bad) if bad >= 0 else None
+    spelled = "" if name is None else f" {name!r}"
+    known = backend.get_vocab_size(with_added_tokens=True)
+    raise UserError(
+        f"{where} has the token{spelled} ({bad}), and the model has an embedding for 0 to {vocabulary - 1} only"
+        + (f"; its tokenizer has {known} tokens. Leave {name!r} out." if name is not None else ".")
+    )
+
+
+def tokens_beyond(directory: Path, vocabulary: int) -> dict[str, int]:
+    """The tokens of a checkpoint's tokenizer.json that an embedding of `vocabulary` rows does not have, by id; none if
+    there is no such file. Raises UserError for a file that cannot be read."""
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return {}
+    try:
+        known = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the Rust parser raises bare Exception
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); convert the model again.") from None
+    return {token: i for token, i in sorted(known.items(), key=lambda item: item[1]) if i >= vocabulary}
