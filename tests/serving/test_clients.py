@@ -29,7 +29,7 @@ WANTED = {
     *("guidellm", "aiperf", "vllm bench serve", "vllm-router", "Open WebUI", "Continue"),
 }
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
-KINDS = {
+KINDS: dict[str, type[replies.Reply]] = {
     TEXT: replies.CompletionReply,
     CHAT: replies.ChatReply,
     "/v1/rewards": replies.RewardsReply,
@@ -39,7 +39,7 @@ KINDS = {
     "/ready": replies.StatusReply,
     "/version": replies.VersionReply,
 }
-CHOICES = {TEXT: replies.TextChoice, CHAT: replies.ChatChoice}
+CHOICES: dict[str, type[replies.Reply]] = {TEXT: replies.TextChoice, CHAT: replies.ChatChoice}
 SHORT = 8  # tokens: what recorded limits are lowered to
 
 
@@ -98,8 +98,9 @@ def answer(response: httpx.Response, path: str, body: Any) -> dict[str, Any]:
     chunks = events(response)
     choice = joined(chunks, path)
     CHOICES[path].model_validate(choice, strict=True)
-    if (body.get("stream_options") or {}).get("include_usage"):
-        replies.Usage.model_validate(chunks[-1]["usage"], strict=True)
+    asked = body.get("stream_options") or {}
+    for chunk in [*(chunks if asked.get("continuous_usage_stats") else []), *(chunks[-1:] if asked else [])]:
+        replies.Usage.model_validate(chunk["usage"], strict=True)
     return choice
 
 
