@@ -164,7 +164,7 @@ def test_an_answers_tokens_are_divided_the_same_however_they_are_bundled(thought
 def read(tokenizer: Any, tokens: list[int], stops: list[str], cuts: list[int]) -> tuple[str, str, int, int]:
     """(thinking, answer, tokens of the thinking, tokens taken) of an answer in bundles of these sizes, then in one."""
     thinking = Reasoner(tokenizer, "think").thinking([], split=True)
-    answer, bundles, start = Answer(tokenizer, 0, stops, thinking), [], 0
+    answer, bundles, start = Answer(tokenizer, 0, stops, thinking=thinking), [], 0
     for size in cuts:
         bundles.append(Event(tokens=tokens[start : start + size]))
         start += size
@@ -451,6 +451,6 @@ def test_costs_of_two_requests_are_one_account():
 
 def test_an_end_token_within_the_budget_is_the_end():
     tokens = [*ids(R1, "a b"), END]
-    answer = Answer(R1, 0, (), Thinking(place="inside", split=True, budget=len(tokens), ends=(END,)))
+    answer = Answer(R1, thinking=Thinking(place="inside", split=True, budget=len(tokens), ends=(END,)))
     pieces = [answer.read(Event(tokens=tokens)), answer.read(Event(finish="stop"))]
     assert [(piece.cut, piece.finish) for piece in pieces] == [(False, None), (False, "stop")]
