@@ -28,8 +28,10 @@ LIBRARY: dict[str, dict[str, Any]] = {
     "qwen3": {**_SHARED, **_QWEN, "head_dim": 128, "attention_bias": False},
 }
 # what is read and has no value of the library's; a name that is read is never a misspelling of another
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-REQUIRED += ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+REQUIRED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+)
 # architecture → what no config.json says of it
 IMPLIED: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
