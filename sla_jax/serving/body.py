@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticOmit, core_schema
 
 EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 NOT_HONOURED = "not_honoured"
@@ -58,15 +58,8 @@ class Neutral:
         return core_schema.no_info_plain_validator_function(self.check)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        plain = [value for value in self._values if not isinstance(value, dict)]
-        return {"anyOf": [{"enum": plain}, *(_object(value) for value in self._values if isinstance(value, dict))]}
-
-
-def _object(value: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an object with these fields, and others only if they are null or false."""
-    fields = {name: {"const": item} for name, item in value.items()}
-    rest = {"enum": [None, False]}
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": rest}
+        """Leave the field out of /openapi.json: it says what may be asked for."""
+        raise PydanticOmit
 
 
 Nothing = Annotated[Any, Neutral()]

@@ -51,11 +51,10 @@ class Pages(NamedTuple):
 
 
 class App(FastAPI):
-    """FastAPI, whose /openapi.json lacks the 422 that we never answer, and knows of the API key, the vocabulary and
-    whether unknown fields are refused."""
+    """FastAPI, whose /openapi.json lacks the 422 that we never answer, and knows of the API key and the vocabulary."""
 
-    def __init__(self, *, has_key: bool, vocabulary: int, strict: bool, **settings: Any):
-        self._has_key, self._vocabulary, self._strict = has_key, vocabulary, strict
+    def __init__(self, *, has_key: bool, vocabulary: int, **settings: Any):
+        self._has_key, self._vocabulary = has_key, vocabulary
         super().__init__(**settings)
 
     def openapi(self) -> dict[str, Any]:
@@ -70,9 +69,6 @@ class App(FastAPI):
             parts = schema["components"]
             for name in ("HTTPValidationError", "ValidationError"):
                 parts["schemas"].pop(name, None)
-            if self._strict:
-                for part in parts["schemas"].values():
-                    part.setdefault("additionalProperties", False)
             if self._has_key:
                 parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             self.openapi_schema = _bounded(schema, self._vocabulary)
@@ -93,7 +89,6 @@ def create_app(
     app = App(
         has_key=config.key is not None,
         vocabulary=model.vocabulary,
-        strict=config.http.strict,
         title="sla-jax",
         version=version,
         description="Look-ahead search, streamed while it searches.",

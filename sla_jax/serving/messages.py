@@ -144,9 +144,9 @@ def arguments_are_text(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _call_text(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> str | None:
     """A conversation with a call, as the template writes it; None if it cannot."""
     call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    turn: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
-        return chat_text(tokenizer, messages)
+        return chat_text(tokenizer, [{"role": "user", "content": "a"}, turn])
     except Exception:  # a template may raise anything
         return None
 

@@ -70,7 +70,7 @@ class Sampled(NoOps):
         None, description="MODEL, or MODEL:profile to choose a search. Default: the model served."
     )
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions = StreamOptions.model_validate({})
     n: Annotated[int, Field(ge=1, le=128)] = Field(1, description="Answers to every prompt.")
     best_of: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Only the same as n.")
     temperature: Annotated[float, _range("temperature")] = Field(
@@ -100,7 +100,7 @@ class Sampled(NoOps):
     )
     return_token_ids: bool = Field(False, description="Adds token_ids and prompt_token_ids to the choices.")
     user: str | None = Field(None, description="Written to the access log.")
-    search: Search = Search()
+    search: Search = Search.model_validate({})
 
 
 class CompletionBody(Sampled):

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sla_jax.serving.body import NoOps
+from sla_jax.serving.messages import Message
 from sla_jax.serving.settings import Limits
 from tests.serving.asgi import call
 from tests.serving.fake import MODEL, FakeService, fake_app
@@ -308,6 +310,7 @@ def test_a_server_that_drains_takes_nothing_new():
 
 NAMES = sorted(
     {name for schema in APP.openapi()["components"]["schemas"].values() for name in schema.get("properties", {})}
+    | {*NoOps.model_fields, *Message.model_fields}
 )
 VALUES = st.recursive(
     st.none()
