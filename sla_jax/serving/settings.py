@@ -9,6 +9,7 @@ from sla_jax.config import Variables
 from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, useless_option
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
+from sla_jax.text import check_date
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,8 @@ class ServeConfig:
     """Seconds without text after which a stream gets a comment, so that proxies do not close it."""
     reasoning: Literal["auto", "off", "think"] = "auto"
     """Whether `<think>…</think>` of a chat is told as `reasoning_content`; auto: if the model knows the tags."""
+    date: str | None = None
+    """The day that a chat template takes for today, YYYY-MM-DD; today if not given."""
     log_prompts: bool = False
     """Write prompts and answers to the log."""
     ui: Path | None = None
@@ -200,6 +203,8 @@ class ServeConfig:
                 f"the profile {names[0]} is the first and so the default, also of requests that give no temperature: "
                 f"{useless[1]} Put another profile first."
             )
+        if self.date is not None:
+            check_date(self.date)
         if self.ui is not None and not self.ui.is_dir():
             raise UserError(f"ui={self.ui} is no directory; give one whose recorded files the viewer may open.")
         if self.target and not self.dry_run:

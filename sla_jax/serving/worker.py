@@ -35,7 +35,7 @@ from sla_jax.serving.settings import MeshShape, ModelInfo, Profile, ServeConfig
 from sla_jax.serving.sizes import Sizes, sizes_of
 from sla_jax.serving.steppers import StepEngine, StepRounds
 from sla_jax.sharding import make_mesh
-from sla_jax.text import check_variables, load_tokenizer
+from sla_jax.text import check_variables, load_tokenizer, with_template
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Opened:
 def open_model(config: ServeConfig) -> Opened:
     """Read what is small and check everything that can be checked before the weights are read. Raises UserError."""
     directory = Path(config.checkpoint)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = with_template(load_tokenizer(directory), date=config.date)
     info = store.info(directory)
     model = info.config
     check_profiles(config, model)

@@ -45,7 +45,8 @@ def options(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from options(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", field.default
+            made = field.default_factory
+            yield f"{prefix}{field.name}", field.default if made is dataclasses.MISSING else made()
 
 
 def written(default: Any) -> str:

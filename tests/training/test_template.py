@@ -93,7 +93,7 @@ def test_a_token_without_embedding_makes_a_bad_row(folder: Path, field: str) -> 
 
 def test_a_checkpoint_is_measured_as_it_was_trained(folder: Path) -> None:
     (folder / "model" / "train.yaml").write_text("data: {generated: 8, date: 2026-11-30, template: {a: 1}}\n")
-    common = {"checkpoint": str(folder / "model"), "data": ("x",)}
+    common: dict[str, Any] = {"checkpoint": str(folder / "model"), "data": ("x",)}
     found = _data(EvalConfig(**common), tiny_config(), ("x",), None)
     assert (found.template, found.date) == ({"a": 1}, "2026-11-30")
     found = _data(EvalConfig(**common, template={}, date="2024-01-01"), tiny_config(), ("x",), None)
