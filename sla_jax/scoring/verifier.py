@@ -10,8 +10,8 @@ from fractions import Fraction
 from typing import Any
 
 from sla_jax.errors import UserError
+from sla_jax.files import read_rows
 from sla_jax.scoring.candidate import Candidate
-from sla_jax.scoring.files import read_rows
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 QUESTIONS = ("question", "prompt", "problem", "instruction")
