@@ -173,9 +173,7 @@ def save_picture(columns: Mapping[str, "Column"], path: Path, *, title: str) -> 
     console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(_table(columns))
     console.print(LEGEND, style="dim")
-    path.write_text(
-        re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL), encoding="utf-8"
-    )
+    write_text(path, re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL))
 
 
 class Column:

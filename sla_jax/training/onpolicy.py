@@ -83,11 +83,11 @@ def make_pairs(config: PairsConfig) -> Path:
 
 @contextlib.contextmanager
 def opened(config: PairsConfig) -> Iterator[Path]:
-    """OUT, made or checked; a UserError inside leaves nothing behind of a run that has no answer yet."""
+    """OUT, made or checked; what the user can mend leaves nothing behind of a run that has no answer yet."""
     out = _open(config)
     try:
         yield out
-    except UserError:
+    except (UserError, OSError):
         if not (out / CANDIDATES).exists():
             shutil.rmtree(out)
         raise

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -39,6 +40,7 @@ from sla_jax.training.config import TrainConfig
 
 T = TypeVar("T")
 CONFIG_FILE = "train.yaml"
+PATIENCE = 60.0  # seconds that showing a line may take
 STEPS, BEST, METRICS = "steps", "best", "metrics.jsonl"
 # what may change when a run goes on: where and how it runs, and what it tells
 NOT_COMPARED = (
@@ -124,7 +126,10 @@ def _kept(what: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[-300:]
+        told = re.search(r"([^:]+) \[os_error_code=", str(error))
+        reason = (
+            told[1].strip() if told else (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        )
         raise UserError(
             f"{what} cannot be written: {reason}. The run ends here; when there is room for it and {what.parent} can "
             "be written, run the same command again: it goes on from its last saved step."
@@ -154,8 +159,8 @@ class Steps:
         self.wait()
         if step not in self.manager.all_steps():
             with _kept(self.folder / str(step)):
+                _in_daemon(lambda: self.manager.save(step, args=ocp.args.StandardSave(_flat(tree))), None)
                 self.saving = step
-                _in_daemon(lambda: self.manager.save(step, args=ocp.args.StandardSave(_flat(tree))))
 
     def wait(self) -> None:
         """Until what was saved is on disk. Raises UserError if it is not."""
@@ -165,7 +170,7 @@ class Steps:
         with _kept(self.folder / str(step)):
             self.manager.wait_until_finished()
             if hosts.first() and not (self.folder / str(step)).is_dir():
-                raise OSError("it is not there")
+                raise OSError("its writing was given up")
 
     def latest(self) -> int | None:
         """The last complete step."""
@@ -191,8 +196,8 @@ def _is_not_error(record: logging.LogRecord) -> bool:
     return record.levelno != logging.ERROR
 
 
-def _in_daemon(act: Callable[[], Any]) -> None:
-    """Call `act` in a daemon thread and wait for it."""
+def _in_daemon(act: Callable[[], Any], patience: float | None) -> None:
+    """Call `act` in a daemon thread and wait for it, so many seconds at most. Raises what it raises, and TimeoutError."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -201,11 +206,13 @@ def _in_daemon(act: Callable[[], Any]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=run, name="save", daemon=True)
+    thread = threading.Thread(target=run, name="writer", daemon=True)
     thread.start()
-    thread.join()
+    thread.join(patience)
     if raised:
         raise raised[0]
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {patience:g} seconds")
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -242,7 +249,8 @@ class Log:
     """metrics.jsonl, TensorBoard and, if asked, Weights & Biases from one call, on process 0.
 
     Opening it at step N drops everything that was logged after N. metrics.jsonl belongs to the run: what cannot be
-    written there ends it. The others show it: what fails there is told once and left out from then on.
+    written there ends it. The others show it: one that fails, or takes a minute over a line, is left out from then on,
+    which is told once.
     """
 
     def __init__(self, out: Path, step: int, wandb: str | None = None):
@@ -278,7 +286,8 @@ class Log:
         shown = {f"{kind}/{name}": float(value) for name, value in numbers.items() if value is not None}
         for name, show in self.shows.items():
             if show is not None:
-                self._tried(name, functools.partial(show.log, shown, step=step))
+                log = functools.partial(show.log, shown, step=step)
+                self._tried(name, functools.partial(_in_daemon, log, PATIENCE))
 
     def heldout(self) -> list[dict[str, Any]]:
         """The evaluations so far. Raises UserError."""
