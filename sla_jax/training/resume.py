@@ -126,10 +126,9 @@ def _kept(what: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
-        told = re.search(r"([^:]+) \[os_error_code=", str(error))
-        reason = (
-            told[1].strip() if told else (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-        )
+        said = " ".join(str(error).split())
+        known = re.search(r"([^:]+) \[os_error_code=", said)
+        reason = known[1].strip() if known else (isinstance(error, OSError) and error.strerror) or said
         raise UserError(
             f"{what} cannot be written: {reason}. The run ends here; when there is room for it and {what.parent} can "
             "be written, run the same command again: it goes on from its last saved step."
@@ -187,8 +186,11 @@ class Steps:
 
     def close(self) -> None:
         """Finish writing and release orbax's threads. Raises UserError if the last state is not on disk."""
-        self.wait()
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # orbax raises once more what `wait` has raised
+                self.manager.close()
 
 
 def _is_not_error(record: logging.LogRecord) -> bool:
@@ -197,7 +199,7 @@ def _is_not_error(record: logging.LogRecord) -> bool:
 
 
 def _in_daemon(act: Callable[[], Any], patience: float | None) -> None:
-    """Call `act` in a daemon thread and wait for it, so many seconds at most. Raises what it raises, and TimeoutError."""
+    """Call `act` in a daemon thread and wait, so many seconds at most. Raises what it raises, and TimeoutError."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -230,15 +232,20 @@ class Board:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._scalar, self._writer = Event, scalar, EventsWriter(str(folder / "events"))
-        restarted = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._writer.write_event(restarted)  # TensorBoard forgets what it has of this step and later ones
-        self._writer.flush()
+        # TensorBoard forgets what it has of this step and later ones
+        self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write the figures of a step. Raises OSError."""
-        for name, value in values.items():
-            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
-        self._writer.flush()
+        """Write the figures of a step. Raises OSError, and is closed then."""
+        try:
+            for name, value in values.items():
+                event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            raise
 
     def finish(self) -> None:
         """Close the file. Raises OSError."""
@@ -258,12 +265,12 @@ class Log:
         self.shows: dict[str, Any] = {}  # None: it has failed
         if not hosts.first():
             return
+        if wandb is not None:
+            self.shows["Weights & Biases"] = self._tried("Weights & Biases", lambda: _wandb(wandb, out))
         with _kept(self.path):
             _truncate(self.path, step)
             self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
         self.shows["TensorBoard"] = self._tried("TensorBoard", lambda: Board(out / "tensorboard", step))
-        if wandb is not None:
-            self.shows["Weights & Biases"] = self._tried("Weights & Biases", lambda: _wandb(wandb, out))
 
     def _tried(self, name: str, act: Callable[[], T]) -> T | None:
         """What `act` returns; where it fails, that show is over. Raises UserError only."""
