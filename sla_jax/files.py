@@ -95,8 +95,8 @@ def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
 
 def read_standard_input() -> str:
     """All that is piped in, read as a file is. Raises UserError."""
-    name, raw = "standard input", io.BufferedReader(io.BytesIO(sys.stdin.buffer.read()))
-    return "".join(_checked(_pieces(raw, name, None), name))
+    name = "standard input"
+    return "".join(_checked(_pieces(io.BytesIO(sys.stdin.buffer.read()), name, None), name))
 
 
 def read_json(path: Path) -> Any:
@@ -193,11 +193,12 @@ def json_line(row: Mapping[str, Any]) -> str:
 # ---- the insides ----
 
 
-def _pieces(source: Path | io.BufferedReader, name: str, size: int | None) -> Iterator[str]:
+def _pieces(source: Path | io.BytesIO, name: str, size: int | None) -> Iterator[str]:
     """`read_pieces`; bytes that are not UTF-8 come as U+DC80 to U+DCFF."""
     line = 0
     try:
-        with source.open("rb") if isinstance(source, Path) else source as raw, _decoded(raw, name) as file:
+        opened = source.open("rb") if isinstance(source, Path) else io.BufferedReader(source)
+        with opened as raw, _decoded(raw, name) as file:
             while piece := file.readline() if size is None else file.read(size):
                 yield piece
                 line += piece.count("\n")
@@ -207,7 +208,8 @@ def _pieces(source: Path | io.BufferedReader, name: str, size: int | None) -> It
         raise UserError(f"{name} cannot be read behind line {line}: {error}. Is it complete?") from None
 
 
-def _decoded(file: io.BufferedReader, name: str) -> io.TextIOWrapper:
+def _decoded(file: Any, name: str) -> io.TextIOWrapper:
+    """A buffered file (one that can `peek`) as text."""
     raw = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file
     head = raw.peek(2)[:2]
     if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 0 in head:

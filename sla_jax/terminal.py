@@ -27,6 +27,7 @@ from sla_jax.decode.dvts import DVTS
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.decode.step_beam import StepBeam
+from sla_jax.files import write_text
 from sla_jax.text import TextStream
 
 LEGEND = "colour: each token's reward, from the lowest shown (red) to the highest (green)"
