@@ -10,7 +10,6 @@ Without --raw the prompt is a user's turn under the checkpoint's chat template; 
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ import tyro
 from sla_jax.config import Variables, parse
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError, front_door
+from sla_jax.files import read_standard_input
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
     """Load, search, print."""
     args = parse(Generate, argv, prog="generate.py", description="Stream one answer, looking ahead with rewards.")
     decoder = args.search.decoder()
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = read_standard_input() if args.prompt == "-" else args.prompt
 
     import sla_jax
     from sla_jax import terminal

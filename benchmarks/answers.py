@@ -21,6 +21,7 @@ from benchmarks.report import ROOT
 from sla_jax.checkpoint import store
 from sla_jax.errors import UserError
 from sla_jax.evaluation.local import compilations
+from sla_jax.files import append_lines, drop_cut_line, read_rows
 from sla_jax.terminal import describe
 
 SAMPLED = (sla_jax.BestOfN, sla_jax.SpeculativeRejection, sla_jax.StepBeam, sla_jax.DVTS)  # at temperature 0.8
@@ -81,13 +82,13 @@ class Known:
     def __init__(self, path: Path, about: Mapping[str, Any]):
         self.path, self.lines = path, dict[str, Found]()
         if path.exists():
-            first, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            drop_cut_line(path)
+            first, *rest = (row for _, row in read_rows(path, None))
             if first != about:
                 raise UserError(f"{path} holds answers of another run ({first}); give another --json or delete it.")
             self.lines = {key: Found(*figures) for key, figures in rest}
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            append_lines(path, [json.dumps(about) + "\n"])
 
     def get(self, search: Any, ids: Sequence[int]) -> Found | None:
         """What is known of an answer."""
@@ -96,8 +97,7 @@ class Known:
     def put(self, search: Any, ids: Sequence[int], found: Found) -> None:
         """Keep it."""
         self.lines[self.key(search, ids)] = found
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([self.key(search, ids), found]) + "\n")
+        append_lines(self.path, [json.dumps([self.key(search, ids), found]) + "\n"])
 
     def key(self, search: Any, ids: Sequence[int]) -> str:
         """The search's name and the prompt's hash."""

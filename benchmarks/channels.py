@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.report import write_page
 from sla_jax.config import parse
+from sla_jax.files import read_rows
 from sla_jax.loading import use_compilation_cache
 from sla_jax.progress import say
 from sla_jax.training.config import TrainConfig
@@ -72,8 +73,7 @@ def figures(out: Path) -> dict[str, float] | None:
     """The last held-out figures of a complete run, None where there is none."""
     if not (out / "checkpoint" / "sla_jax.json").exists():
         return None
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if line["kind"] == "heldout"][-1]
+    last = [line for _, line in read_rows(out / "metrics.jsonl") if line["kind"] == "heldout"][-1]
     return {name: float(last[name]["value"]) for name in SHOWN}
 
 

@@ -8,7 +8,6 @@ called `--baseline` at the same concurrency, measured in the same call. Ctrl-C p
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from benchmarks.load import Load, Prompt, Sample, Target, read_metrics, run, sum
 from benchmarks.report import ROOT, markdown, show, write_json, write_page
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door
+from sla_jax.files import read_rows
 from sla_jax.machine import machine
 
 # series of our server's /metrics, see sla_jax/serving/metrics.py
@@ -134,21 +134,13 @@ def arrivals(options: Options) -> str:
 
 
 def read_prompts(path: Path | None) -> list[Prompt]:
-    """Prompts of a file of JSON lines. Raises UserError by line."""
+    """Prompts of a file of rows. Raises UserError that names the row."""
     if path is None:
         return [{"messages": [{"role": "user", "content": question}]} for question in QUESTIONS]
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"the prompts cannot be read: {error}.") from None
     found: list[Prompt] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+    for place, row in read_rows(path):
         if not isinstance(row, dict) or len(row.keys() & {"messages", "prompt"}) != 1:
-            raise UserError(f'{path} line {number}: expected {{"messages": [...]}} or {{"prompt": "..."}}.')
+            raise UserError(f'{place}: expected {{"messages": [...]}} or {{"prompt": "..."}}.')
         found.append({name: row[name] for name in ("messages", "prompt") if name in row})
     if not found:
         raise UserError(f"{path} is empty.")

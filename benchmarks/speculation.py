@@ -19,6 +19,7 @@ import sla_jax
 from benchmarks.report import ROOT, markdown, show, write_page
 from sla_jax.decode.program import bucket
 from sla_jax.errors import UserError, front_door
+from sla_jax.files import append_lines, drop_cut_line, read_rows
 from sla_jax.machine import machine
 from sla_jax.terminal import describe
 
@@ -118,18 +119,17 @@ def answered(model: Any, options: argparse.Namespace) -> Iterator[tuple[str, tup
                     measure(model, ids, decoder, options.max_tokens)
                     compiled.add(shape)
                 known[key] = measure(model, ids, decoder, options.max_tokens)
-                with options.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([key, known[key]]) + "\n")
+                append_lines(options.json, [json.dumps([key, known[key]]) + "\n"])
             yield kind, key, known[key]
         print(f"{kind}: {prompt}", flush=True)
 
 
 def _known(path: Path, about: dict[str, Any]) -> dict[tuple[str, int, str], Found]:
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        append_lines(path, [json.dumps(about) + "\n"])
         return {}
-    first, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    drop_cut_line(path)
+    first, *rest = (row for _, row in read_rows(path, None))
     if first != about:
         raise UserError(f"{path} holds answers of another run ({first}); give another --json or delete it.")
     return {tuple(key): Found(*found) for key, found in rest}

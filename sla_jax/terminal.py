@@ -27,6 +27,7 @@ from sla_jax.decode.dvts import DVTS
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.decode.step_beam import StepBeam
+from sla_jax.files import write_text
 from sla_jax.text import TextStream
 
 LEGEND = "colour: each token's reward, from the lowest shown (red) to the highest (green)"
@@ -173,9 +174,7 @@ def save_picture(columns: Mapping[str, "Column"], path: Path, *, title: str) -> 
     console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(_table(columns))
     console.print(LEGEND, style="dim")
-    path.write_text(
-        re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL), encoding="utf-8"
-    )
+    write_text(path, re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL))
 
 
 class Column:

@@ -320,7 +320,7 @@ def test_a_missing_file_suggests_one_beside_it(tmp_path):
 
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+    with pytest.raises(UserError, match="is UTF-16 text"):
         load_yaml(Config, tmp_path / "c.yaml")
 
 

@@ -1,13 +1,22 @@
 """`sla_jax.errors`: a user's mistake is one paragraph and exit code 2; everything else keeps its traceback."""
 
+import errno
+import os
+import socket
 import subprocess
 import sys
+import urllib.error
+from email.message import Message
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sla_jax.errors import UserError, front_door, nearest
+import eval as evaluate
+import train
+from sla_jax.errors import UserError, for_the_user, front_door, nearest
 
 
 def wrong(argv: list[str]) -> None:
@@ -69,3 +78,66 @@ def test_as_a_program():
     code = "from sla_jax.errors import *\ndef main(argv): raise UserError('no such thing.')\nfront_door(main)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no such thing.\n")
+
+
+def numbered(number: int, *name: str) -> OSError:
+    return OSError(number, os.strerror(number), *name)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (numbered(errno.EROFS, "/ro/run"), "/ro/run: Read-only file system. That file system can only be read"),
+        (numbered(errno.EACCES, "/root/run"), "/root/run: Permission denied. Give a path that you may use"),
+        (numbered(errno.ENOTDIR, "/etc/hosts/run"), "/etc/hosts/run: Not a directory. A file stands where a folder"),
+        (numbered(errno.ENAMETOOLONG, "a" * 300), "File name too long. Give a shorter name."),
+        (numbered(errno.ENOSPC, "/full/run"), "/full/run: No space left on device. Make room on that disk"),
+        (numbered(errno.ENOSPC), "a file: No space left on device. Make room on that disk"),
+        (numbered(errno.ELOOP, "/a"), "/a: Too many levels of symbolic links."),
+    ],
+)
+def test_an_error_of_a_file_is_the_users(error: OSError, said: str, capsys: pytest.CaptureFixture[str]):
+    def fails(argv: list[str]) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        front_door(fails, [])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith("error: ") and said in told and told.count("\n") == 1
+    with pytest.raises(type(error)):
+        front_door(fails, ["--debug"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+        numbered(errno.EBADF),
+        urllib.error.HTTPError("http://somewhere", 404, "Not Found", Message(), None),
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        OSError("something of ours"),
+    ],
+)
+def test_an_error_of_a_socket_is_not(error: OSError):
+    assert for_the_user(error) is None
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        (train, ["--out", "{file}/run"]),
+        (train, ["pairs", "--model", "none", "--prompts", "{file}", "--out", "{file}/run"]),
+        (evaluate, ["report", "{file}/run"]),
+        (evaluate, ["judge-data", "{data}"]),
+    ],
+)
+def test_a_door_says_where_a_file_stands_in_the_way(
+    door: Any, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, data = tmp_path / "file.jsonl", tmp_path / "data.yaml"
+    file.write_text('{"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}\n')
+    data.write_text(f"out: {file}/out\nchannel: [{{file: {file}}}]\nsources: [{{file: {file}}}]\n")
+    with pytest.raises(SystemExit) as stop:
+        front_door(door.main, [word.format(file=file, data=data) for word in words])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.startswith("error: ") and str(file) in told and told.count("\n") == 1

@@ -7,10 +7,11 @@ import shutil
 import pytest
 from rich.console import Console
 
+import convert
 import generate
 import sla_jax
 from sla_jax import terminal
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, front_door
 from tests.programs import run_program
 from tests.tiny import CHATML
 
@@ -122,3 +123,19 @@ def test_a_directory_that_is_no_checkpoint_exits_2_without_a_traceback(tmp_path)
     done = run_program("generate.py", str(tmp_path), "Hello", ok=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        (generate, ["{checkpoint}", "Hi", "--trace", "{file}/a.jsonl"]),
+        (convert, ["export", "{checkpoint}", "{file}/out"]),
+    ],
+)
+def test_a_file_where_a_folder_is_needed_is_said(door, words, checkpoint, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(SystemExit) as stop:
+        front_door(door.main, [word.format(checkpoint=checkpoint, file=file) for word in words])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{file}" in told and "error: " in told and "Traceback" not in told

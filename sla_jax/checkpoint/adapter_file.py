@@ -16,6 +16,7 @@ import numpy as np
 from sla_jax.checkpoint import safetensors_file as st
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import read_json
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.lora import PARTS, TARGETS, Factors, Lora, LoraConfig, init_lora
 from sla_jax.model.policy import param_shapes
@@ -118,11 +119,11 @@ def _check(path: Path, tensors: Mapping[str, st.Tensor], names: Names, config: M
 
 def _read_config(path: Path) -> LoraConfig:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         kind, rank, alpha, modules = (raw[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}; expected what PEFT writes for a LoRA adapter.") from None
-    except (ValueError, TypeError):
+    except (UserError, TypeError):
         raise UserError(f"{path} cannot be read as a JSON object; expected what PEFT writes.") from None
     if kind != "LORA":
         raise UserError(f"{path} says peft_type {kind!r}; only 'LORA' is supported.")

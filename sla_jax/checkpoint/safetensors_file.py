@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from sla_jax.errors import UserError
+from sla_jax.files import naming
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -118,7 +119,7 @@ def write(path: Path, specs: list[Spec], arrays: Iterable[np.ndarray], metadata:
         offset += spec.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for spec, array in zip(specs, arrays, strict=True):
             assert array.shape == spec.shape and array.dtype == spec.dtype, f"{spec.name}: {array.shape} {array.dtype}"

@@ -4,7 +4,6 @@ A source knows names and shapes up front and reads one tensor at a time, so that
 the one array being filled. Names are public (Hugging Face) names whatever the file calls them.
 """
 
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from sla_jax.checkpoint import safetensors_file as st
 from sla_jax.errors import UserError
+from sla_jax.files import read_object
 
 LAYOUTS = (
     ("model.safetensors.index.json", "model.safetensors"),
@@ -159,15 +159,9 @@ def _shards(directory: Path, index: str) -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; a missing or malformed one raises UserError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}.") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object, not a {type(value).__name__}.")
-    return value
+    if not path.exists():
+        raise UserError(f"{path.parent} has no {path.name}.")
+    return read_object(path)
 
 
 def _once(name: str, path: Path, seen: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sla_jax.errors import UserError
+from sla_jax.files import naming
 
 
 def refuse(target: Path, *, overwrite: bool, ours: Callable[[Path], bool]) -> None:
@@ -52,7 +53,8 @@ def staged(target: Path, *, first: bool = True, wait: Callable[[], None] = lambd
         part.mkdir()
     wait()
     try:
-        yield part
+        with naming(target):
+            yield part
         wait()
         if first:
             _replace(part, target)

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import enum
 import io
-import os
 import re
 import sys
 import types
@@ -31,6 +30,7 @@ import yaml
 
 from sla_jax.config.entries import Variables, take_entries
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import read_text, write_text
 
 __all__ = ["Variables", "as_yaml", "dump_yaml", "from_tree", "load_yaml", "parse"]
 
@@ -97,9 +97,7 @@ def from_tree(cls: type[T], tree: Any, where: str) -> T:
 
 def dump_yaml(config: Any, path: str | Path) -> None:
     """Write every field of a configuration, defaults too; `load_yaml` reads an equal one back. Atomic."""
-    scratch = Path(f"{path}.partial")
-    scratch.write_text(as_yaml(config), encoding="utf-8")
-    os.replace(scratch, path)
+    write_text(Path(path), as_yaml(config))
 
 
 def as_yaml(config: Any) -> str:
@@ -143,13 +141,11 @@ for _tag, _looks, _first in SCHEMA:
 
 def _read(path: Path) -> Any:
     """The file's tree ({} for an empty file)."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
+    if not path.exists():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise UserError(f"there is no config file {path}.{nearest(path.name, beside)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+        raise UserError(f"there is no config file {path}.{nearest(path.name, beside)}")
+    try:
+        tree = yaml.load(read_text(path), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -23,6 +23,7 @@ from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.settings import BenchmarkConfig
 from sla_jax.scoring.candidate import Message
 from sla_jax.scoring.files import load_splits, read_rows
+from sla_jax.scoring.final import marked
 
 PROMPT_FIELDS = ("messages", "turns", "prompt", "question", "instruction", "problem")
 ROLES = ("system", "user", "assistant")
@@ -227,10 +228,10 @@ def _math500(row: Row) -> Prompt:
 
 
 def _gsm8k(row: Row) -> Prompt:
-    _, mark, reference = row.text("answer").rpartition("####")
-    if not mark or not reference.strip():
+    reference = marked(row.text("answer"))
+    if reference is None:
         raise row.wrong("answer", "a text that ends in '#### NUMBER'")
-    return Prompt(str(row.number), (row.text("question"),), reference=reference.strip())
+    return Prompt(str(row.number), (row.text("question"),), reference=reference)
 
 
 def _ifeval(row: Row) -> Prompt:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sla_jax.evaluation.rows import Answer, json_line, write_whole
+from sla_jax.evaluation.rows import Answer
+from sla_jax.files import json_line, write_text
 
 FORMATS = "formats"
 CODE = re.compile("```([^`]*)```")
@@ -30,7 +31,7 @@ def write_format(out: Path, layout: str, answers: Sequence[Answer]) -> None:
         folder, name, render = WRITERS[layout]
         first = answers[0]
         path = out / FORMATS / folder / first.benchmark / name.format(method=first.method)
-        write_whole(path, render(answers))
+        write_text(path, render(answers))
 
 
 def fastchat_row(answer: Answer) -> dict[str, Any]:

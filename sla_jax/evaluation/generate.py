@@ -9,7 +9,6 @@ OUT/formats as one that was not; only OUT/seconds tells the clock's time.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,15 +24,13 @@ from sla_jax.evaluation.rows import (
     Answer,
     Turn,
     as_line,
-    json_line,
-    mend,
     read_answers,
     read_seconds,
     seconds_line,
     seconds_path,
-    write_whole,
 )
 from sla_jax.evaluation.settings import GenerateConfig, MethodConfig, completed, first_difference, joined, resolved
+from sla_jax.files import append_lines, drop_cut_line, json_line, read_object, write_text
 from sla_jax.progress import bar
 
 SETTINGS = "settings.json"
@@ -67,8 +64,8 @@ def generate(config: GenerateConfig, answerer: Answerer) -> Path:
             note = f"{task.method.name} on {task.benchmark.name}"
             tell(done, total, note)
             for answer in _answers(config, task, answerer):
-                _append(seconds_path(task.path), seconds_line(answer))  # first: an answer never lacks its seconds
-                _append(task.path, as_line(answer))
+                append_lines(seconds_path(task.path), [seconds_line(answer)])  # first: no answer lacks its seconds
+                append_lines(task.path, [as_line(answer)])
                 done += 1
                 tell(done, total, note)
     for task in tasks:
@@ -95,20 +92,17 @@ def open_run(config: GenerateConfig, benchmarks: Sequence[Benchmark], answerer: 
         new = joined(old, new)
     elif out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no run of this program (no {SETTINGS}); give --out another folder.")
-    write_whole(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
     return out
 
 
 def read_settings(out: Path) -> dict[str, Any]:
     """OUT's settings. Raises UserError."""
     file = out / SETTINGS
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{out} is no run: it has no {SETTINGS}; `eval.py generate` makes one.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}.") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("benchmarks", "methods")):
+    if not file.is_file():
+        raise UserError(f"{out} is no run: it has no {SETTINGS}; `eval.py generate` makes one.")
+    found = read_object(file)
+    if not all(isinstance(found.get(name), dict) for name in ("benchmarks", "methods")):
         raise UserError(f"{file} lacks 'benchmarks' or 'methods'; it was not written by `eval.py generate`.")
     return found
 
@@ -117,13 +111,13 @@ def _task(out: Path, method: MethodConfig, benchmark: Benchmark) -> Task:
     """What is there already; lines that a kill cut short are dropped."""
     path = out / ANSWERS / benchmark.name / f"{method.name}.jsonl"
     clock = seconds_path(path)
-    mend(path)
-    mend(clock)
+    drop_cut_line(path)
+    drop_cut_line(clock)
     ids = [answer.id for answer in read_answers(path)] if path.exists() else []
     _check_order(path, ids, benchmark)
     if clock.exists():
         kept = [{"id": id_, **row} for id_, row in read_seconds(clock).items() if id_ in ids]
-        write_whole(clock, "".join(map(json_line, kept)))
+        write_text(clock, "".join(map(json_line, kept)))
     return Task(method, benchmark, path, len(ids))
 
 
@@ -134,14 +128,6 @@ def _check_order(path: Path, ids: Sequence[str], benchmark: Benchmark) -> None:
             raise UserError(f"{path}, line {line}: 'id' is {one!r}, and {benchmark.name} has {two!r} there.")
     if len(ids) > len(wanted):
         raise UserError(f"{path}, line {len(wanted) + 1}: {benchmark.name} has {len(wanted)} prompts and no more.")
-
-
-def _append(path: Path, line: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # ---- answering ----

@@ -7,20 +7,19 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from sla_jax.evaluation.rows import SECONDS, json_line, lines_of, mend, rows_of
+from sla_jax.evaluation.rows import SECONDS, rows_of
+from sla_jax.files import append_lines, drop_cut_line, json_line
 from sla_jax.machine import machine
 
 
 def note_machine(out: Path) -> None:
     """Write down that seconds are measured on this machine from today on, unless that was the last thing written."""
     path, here = _path(out), machine()
-    mend(path)
-    there = [row for _, row in lines_of(path)] if path.exists() else []
+    drop_cut_line(path)
+    there = read_machines(out)
     if not there or {**there[-1], **here} != there[-1]:
         since = datetime.datetime.now(datetime.UTC).date().isoformat()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json_line({"since": since, **here}))
+        append_lines(path, [json_line({"since": since, **here})])
 
 
 def read_machines(out: Path) -> tuple[dict[str, Any], ...]:

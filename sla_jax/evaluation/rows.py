@@ -10,12 +10,12 @@ Every defect is a UserError that names file, line and field. Reading answers put
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
+from sla_jax.files import json_line, read_rows
 from sla_jax.scoring.candidate import Candidate, Message
 
 ANSWERS, SECONDS = "answers", "seconds"
@@ -167,35 +167,14 @@ class Field:
         return found
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, value) of every line of a file of JSON lines. Raises UserError, also for a line that was cut off."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}; the step that writes it has not run.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
-    whole, _, rest = text.rpartition("\n")
-    lines = whole.split("\n") if whole else []
-    for number, line in enumerate(lines, 1):
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
-    if rest:
-        raise UserError(
-            f"{path}, line {len(lines) + 1}: the line was cut off; run the program that writes it again, which goes on "
-            "there."
-        )
-
-
-def mend(path: Path) -> None:
-    """Drop a last line that a kill cut short."""
-    if path.exists():
-        raw = path.read_bytes()
-        if not raw.endswith(b"\n") and raw:
-            with path.open("r+b") as file:
-                file.truncate(raw.rfind(b"\n") + 1)
+def rows_of(path: Path) -> Iterator[tuple[Field, dict[str, Any]]]:
+    """Every row of a file, which has to be an object. Raises UserError, also for a line that was cut off."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; the step that writes it has not run.")
+    for place, row in read_rows(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: {json.dumps(row)[:80]} is no object.")
+        yield Field(place, row), row
 
 
 # ---- writing ----
@@ -220,29 +199,7 @@ def judgement_line(judgement: Judgement) -> str:
     return json_line(judgement._asdict())
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    """One line, its end included."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that appears whole or not at all; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(scratch, path)
-
-
 # ---- the insides ----
-
-
-def rows_of(path: Path) -> Iterator[tuple[Field, dict[str, Any]]]:
-    """Every line of a file, which has to be an object. Raises UserError."""
-    for number, row in lines_of(path):
-        place = f"{path}, line {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: {json.dumps(row)[:80]} is no object.")
-        yield Field(place, row), row
 
 
 def _answer(field: Field, row: dict[str, Any]) -> Answer:

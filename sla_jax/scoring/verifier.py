@@ -1,19 +1,19 @@
-"""Exact answers: 1 if the last number of an answer is the reference's, else 0.
+"""Exact answers: 1 if the number that an answer marks, else its last number, is the reference's, else 0.
 
-References are GSM8K's: the number behind "#### ", or the whole text if it is a number. Numbers are compared by value:
+References are GSM8K's: the number behind "#### ", or the whole text if it is a number (`scoring.final` reads both).
+Numbers are compared by value:
 "1,000", "$1000" and "1000.00" are one number, "3/4" and "0.75" too.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from sla_jax.errors import UserError
+from sla_jax.files import read_rows
 from sla_jax.scoring.candidate import Candidate
-from sla_jax.scoring.files import read_rows
+from sla_jax.scoring.final import NUMBER, marked, plain, reference_answer
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 QUESTIONS = ("question", "prompt", "problem", "instruction")
 
 
@@ -45,8 +45,9 @@ class Verifier:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, by value; None if there is none, or it divides by zero."""
-    found = NUMBER.findall(text.split("####")[-1]) or NUMBER.findall(text)
+    """The last number in what a text marks as its answer, else in the text, by value; None if there is none, or it
+    divides by zero."""
+    found = NUMBER.findall(plain(marked(text) or "")) or NUMBER.findall(plain(text))
     return _value(found[-1]) if found else None
 
 
@@ -58,7 +59,7 @@ def _value(number: str) -> Fraction | None:
 
 
 def _reference(question: str, text: str) -> Fraction:
-    value = last_number(text) if "####" in text or NUMBER.fullmatch(text.strip().lstrip("$")) else None
+    value = last_number(text) if marked(text) or NUMBER.fullmatch(reference_answer(text)) else None
     if value is None:
         raise UserError(
             f"the reference {text[-60:]!r} of the question {question[:60]!r} is no number and does not end in "

@@ -24,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, for_the_user
 from sla_jax.serving.http import Pages, create_app
 from sla_jax.serving.jobs import Worker
 from sla_jax.serving.metrics import Metrics
@@ -211,7 +211,7 @@ class Process:
 
     def _finish(self) -> int:
         self.http.stop()
-        if isinstance(self.service.failure, UserError):
+        if self.service.failure is not None and for_the_user(self.service.failure) is not None:
             raise self.service.failure
         return 0 if self.service.state == "stopped" and self.first_signal else 1
 

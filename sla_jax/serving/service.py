@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, for_the_user
 from sla_jax.serving.jobs import CLOSED, Check, Flight, State, Stream, Worker, new_check, new_stream
 from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.request import Answer, Event, Finish, Inspected, Inspection, Overloaded, Request, Sink, Unavailable
@@ -194,7 +194,7 @@ class Service:
                     self._step()
                 self._end("stopped")
         except Exception as error:
-            if not isinstance(error, UserError):
+            if for_the_user(error) is None:
                 log.exception("the engine has failed")
             self.failure = error
             self._end("failed")

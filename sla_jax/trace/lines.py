@@ -17,6 +17,7 @@ from sla_jax.config import from_tree
 from sla_jax.decode.cost import Cost
 from sla_jax.decode.snapshot import Branch
 from sla_jax.errors import UserError
+from sla_jax.files import read_rows
 
 T = TypeVar("T")
 FORMAT = 1
@@ -161,24 +162,21 @@ def plain(line: Line) -> dict[str, Any]:
 
 def read(path: Path) -> Trace:
     """Raises UserError for what is no trace, is of another version, was cut off or cannot be read, naming the line."""
-    try:
-        rows = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the trace {path} cannot be read: {error}.") from None
-    if rows == [""]:
+    rows = [(place, _checked(row, place)) for place, row in read_rows(path, None)]
+    if not rows:
         raise UserError(f"the trace {path} is empty; record one with `python generate.py … --trace {path}`.")
-    trees = [_parsed(row, f"{path} line {number}") for number, row in enumerate(rows, 1)]
-    _check_version(path, trees[0])
-    if trees[-1].get("kind") != "end":
+    (_, header), *rounds, (last, end) = [rows[0], *rows]
+    _check_version(path, header)
+    if end.get("kind") != "end":
         raise UserError(
-            f"{path} was cut off: line {len(rows)}, its last, is a {trees[-1].get('kind')} and not the end. The search "
-            "was stopped, or the file was not copied whole."
+            f"{last}, the last one, is a {end.get('kind')} and not the end: the trace was cut off. The search was "
+            "stopped, or the file was not copied whole."
         )
-    kind: type[Round] = PoolRound if trees[0].get("anchor") is None else TreeRound
+    kind: type[Round] = PoolRound if header.get("anchor") is None else TreeRound
     return Trace(
-        header=line_of(Header, trees[0], f"{path} line 1"),
-        rounds=[line_of(kind, tree, f"{path} line {number}") for number, tree in enumerate(trees[1:-1], 2)],
-        end=line_of(End, trees[-1], f"{path} line {len(rows)}"),
+        header=line_of(Header, header, rows[0][0]),
+        rounds=[line_of(kind, row, place) for place, row in rounds[1:]],
+        end=line_of(End, end, last),
     )
 
 
@@ -187,14 +185,10 @@ def line_of(kind: type[T], tree: dict[str, Any], where: str) -> T:
     return from_tree(kind, _floats(tree, _number), where)
 
 
-def _parsed(row: str, where: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is cut off or damaged: {error}.") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{where} is no object; a trace has one a line (docs/traces.md).")
-    return tree
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: no object; a trace has one a line (docs/traces.md).")
+    return row
 
 
 def _check_version(path: Path, header: dict[str, Any]) -> None:

@@ -52,14 +52,13 @@ def record(
 def _written(path: Path, steps: Iterator[tuple[Chunk, list[Line]]]) -> Iterator[Chunk]:
     first = next(steps)  # nothing is written for a search that is refused
     try:
-        file = path.open("w", encoding="utf-8", newline="\n")
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for chunk, lines in itertools.chain([first], steps):
+                file.writelines(as_json(line) + "\n" for line in lines)
+                file.flush()
+                yield chunk
     except OSError as error:
         raise UserError(f"the trace {path} cannot be written: {error.strerror}.") from None
-    with file:
-        for chunk, lines in itertools.chain([first], steps):
-            file.writelines(as_json(line) + "\n" for line in lines)
-            file.flush()
-            yield chunk
 
 
 def traced(

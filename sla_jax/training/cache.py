@@ -20,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from sla_jax.errors import UserError
+from sla_jax.files import reserve
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import Policy, param_paths
 from sla_jax.training.batch import Batch, StoredSource, TokenSource, divided, put_batch, scored_offsets
@@ -131,7 +132,7 @@ def _open_partial(
                 "another folder with --features.dir, or pass --features.mode recompute."
             )
         partial.mkdir()
-        np.memmap(partial / "states.bin", dtype=dtype, mode="w+", shape=shape)
+        reserve(partial / "states.bin", need)
         np.memmap(partial / "done.new", dtype=np.uint8, mode="w+", shape=(examples,)).flush()
         (partial / "done.new").rename(partial / "done.bin")
     states = np.memmap(partial / "states.bin", dtype=dtype, mode="r+", shape=shape)

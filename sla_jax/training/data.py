@@ -23,11 +23,11 @@ import numpy as np
 
 from sla_jax.checkpoint.staging import staged
 from sla_jax.errors import UserError
+from sla_jax.files import BadRow
 from sla_jax.training.data_config import DataConfig, Task, check_task
 from sla_jax.training.examples import Examples, Flat, Refused
 from sla_jax.training.rows import (
     LAYOUTS,
-    BadRow,
     Pair,
     Row,
     limit_number,
@@ -39,7 +39,7 @@ from sla_jax.training.sources import Source, mix_rows, open_sources
 from sla_jax.training.tokens import CHUNK, CUTS, Chunk, Rules, tokenize_rows
 
 __all__ = ["Pair", "load_examples"]
-FORMAT = "1"
+FORMAT = "2"
 COUNTS = ("read", "other_split", "bad", "left_by_mix", "left_by_limit", "empty", *CUTS, "rows")
 EMPTY = "no scored token is left"
 ROW_NAMES = {"pairs": "pair", "sft": "conversation", "steps": "row of steps"}

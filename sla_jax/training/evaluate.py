@@ -18,6 +18,7 @@ from sla_jax.checkpoint import store
 from sla_jax.checkpoint.channel_file import load_channel
 from sla_jax.config import load_yaml
 from sla_jax.errors import UserError
+from sla_jax.files import write_text
 from sla_jax.model.axes import param_shardings
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.policy import with_channel, without_channel
@@ -34,7 +35,7 @@ from sla_jax.training.metrics import PairRewards
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.process import StepRow, best_threshold, process_figures
 from sla_jax.training.rank import Found, rank
-from sla_jax.training.resume import CONFIG_FILE, write_text
+from sla_jax.training.resume import CONFIG_FILE
 from sla_jax.training.step import OutputsFn, jit_outputs
 
 COMMAND = {"pairs": "channel", "steps": "steps"}  # of eval.py, by what it reads

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sla_jax.files import read_object, write_array, write_text
 from sla_jax.text import PreTrainedTokenizerBase
 
 UNSCORED = -1
@@ -140,14 +141,14 @@ class Examples:
     def save(self, folder: Path) -> None:
         """Write everything but `places` into an existing folder."""
         for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
+            write_array(folder / f"{name}.npy", getattr(self, name))
         facts = {"counts": dict(self.counts), "refused": self.refused}
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_text(folder / "facts.json", json.dumps(facts, indent=1, ensure_ascii=False))
 
     @staticmethod
     def load(folder: Path, places: Sequence[str]) -> "Examples":
         """What `save` wrote, memory-mapped. `places` are named anew: equal content may lie under another name."""
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts = read_object(folder / "facts.json")
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         refused = tuple(Refused(*entry) for entry in facts["refused"])
         return Examples(**arrays, places=tuple(places), counts=facts["counts"], refused=refused)

@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import write_text
 from sla_jax.progress import Tell, bar, say
 from sla_jax.sharding import make_mesh
 from sla_jax.training import cost, hosts
@@ -32,7 +33,7 @@ from sla_jax.training.metrics import DESCRIPTIONS, as_json
 from sla_jax.training.objective import Frozen, Plan
 from sla_jax.training.order import NOTHING, epoch_order, steps_per_epoch
 from sla_jax.training.result import write_result
-from sla_jax.training.resume import BEST, STEPS, Log, Steps, check_inputs, opened, write_text
+from sla_jax.training.resume import BEST, STEPS, Log, Steps, check_inputs, opened
 from sla_jax.training.setup import (
     Base,
     cached_reference,

@@ -14,7 +14,6 @@ repeated with another scorer on the same answers.
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import time
@@ -29,6 +28,7 @@ from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.program import Program, check_prompt
 from sla_jax.decode.result import Round
 from sla_jax.errors import UserError
+from sla_jax.files import append_lines, drop_cut_line, json_line, read_rows, read_text, write_text
 from sla_jax.loading import Loaded, engine, load_model, use_compilation_cache
 from sla_jax.model.policy import without_channel
 from sla_jax.progress import bar, say
@@ -39,7 +39,7 @@ from sla_jax.training.hosts import stopping
 from sla_jax.training.onpolicy_config import PairsConfig
 from sla_jax.training.onpolicy_pairs import best_and_worst, summary
 from sla_jax.training.onpolicy_prompts import Prompt, choose_prompts, cut, md5
-from sla_jax.training.resume import check_inputs, differences, write_text
+from sla_jax.training.resume import check_inputs, differences
 
 CONFIG_FILE, CANDIDATES, PAIRS, SUMMARY = "pairs.yaml", "candidates.jsonl", "pairs.jsonl", "summary.json"
 DECODER = Greedy(chunk=16)  # plain decoding; what it draws is the sampling's business
@@ -83,11 +83,11 @@ def make_pairs(config: PairsConfig) -> Path:
 
 @contextlib.contextmanager
 def opened(config: PairsConfig) -> Iterator[Path]:
-    """OUT, made or checked; a UserError inside leaves nothing behind of a run that has no answer yet."""
+    """OUT, made or checked; what the user can mend leaves nothing behind of a run that has no answer yet."""
     out = _open(config)
     try:
         yield out
-    except UserError:
+    except (UserError, OSError):
         if not (out / CANDIDATES).exists():
             shutil.rmtree(out)
         raise
@@ -114,21 +114,17 @@ def _open(config: PairsConfig) -> Path:
     return out
 
 
-def read_rows(out: Path) -> dict[str, dict[str, Any]]:
+def read_candidates(out: Path) -> dict[str, dict[str, Any]]:
     """Prompt id → its line; a line that a kill cut short is dropped from the file."""
     path = out / CANDIDATES
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    rows = (json.loads(line) for line in whole.split("\n") if line)
-    return {row["id"]: row for row in rows}
+    drop_cut_line(path)
+    return {row["id"]: row for _, row in read_rows(path)}
 
 
 def _in_order(out: Path, prompts: Sequence[Ready]) -> list[dict[str, Any]]:
-    rows = read_rows(out)
+    rows = read_candidates(out)
     return [rows[ready.prompt.id] for ready in prompts]
 
 
@@ -162,7 +158,7 @@ def _fingerprint(prompts: Sequence[Ready]) -> str:
 
 
 def _marker(directory: Path) -> str:
-    return md5((directory / store.MARKER).read_text(encoding="utf-8"))
+    return md5(read_text(directory / store.MARKER))
 
 
 # ---- sampling ----
@@ -171,19 +167,16 @@ def _marker(directory: Path) -> str:
 def sample(config: PairsConfig, out: Path, model: Loaded, prompts: Sequence[Ready]) -> None:
     """Answer every prompt that has no line yet. Ctrl-C and SIGTERM stop after the batch under way."""
     program = Program(engine(model.config), DECODER)
-    there = set(read_rows(out))
+    there = set(read_candidates(out))
     began, tokens = time.perf_counter(), 0
-    with stopping() as stop, bar("sampling") as tell, (out / CANDIDATES).open("a", encoding="utf-8") as file:
+    with stopping() as stop, bar("sampling") as tell:
         tell(len(there), len(prompts), "prompts")
         for batch in batches(config, prompts):
             missing = [ready for ready in batch if ready.prompt.id not in there]
             if not missing:
                 continue
             rows = {row["id"]: row for row in answer(config, model, program, batch)}
-            for ready in missing:
-                file.write(json.dumps(rows[ready.prompt.id], ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append_lines(out / CANDIDATES, (json_line(rows[ready.prompt.id]) for ready in missing))
             there |= rows.keys()
             tokens += sum(one["n_tokens"] for row in rows.values() for one in row["candidates"])
             tell(len(there), len(prompts), f"prompts  {tokens / (time.perf_counter() - began):.0f} tokens/s")
@@ -270,4 +263,4 @@ def _write_results(
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(map(json_line, rows))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sla_jax.errors import UserError
+from sla_jax.files import read_rows
 from sla_jax.scoring.candidate import Message
-from sla_jax.scoring.files import read_rows
 from sla_jax.training.onpolicy_config import PairsConfig
 
 FIELDS = ("messages", "prompt", "question", "instruction", "turns")

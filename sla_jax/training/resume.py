@@ -15,24 +15,32 @@ With several processes all of them see OUT; process 0 writes what is not an arra
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from sla_jax.config import dump_yaml, load_yaml
 from sla_jax.errors import UserError
+from sla_jax.files import drop_cut_line, read_object, read_rows, write_text
+from sla_jax.progress import say
 from sla_jax.training import hosts
 from sla_jax.training.config import TrainConfig
 
+T = TypeVar("T")
 CONFIG_FILE = "train.yaml"
+PATIENCE = 60.0  # seconds that showing a line may take
 STEPS, BEST, METRICS = "steps", "best", "metrics.jsonl"
 # what may change when a run goes on: where and how it runs, and what it tells
 NOT_COMPARED = (
@@ -43,11 +51,11 @@ NOT_COMPARED = (
 
 @contextlib.contextmanager
 def opened(config: TrainConfig) -> Iterator[Path]:
-    """`open_run`; a UserError inside leaves nothing behind of a run that has not taken a step."""
+    """`open_run`; what the user can mend leaves nothing behind of a run that has not taken a step."""
     out, fresh = open_run(config)
     try:
         yield out
-    except UserError:
+    except (UserError, OSError):
         if fresh and hosts.first() and not (out / METRICS).exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
@@ -103,7 +111,7 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
     if not file.exists() and hosts.first():
         write_text(file, json.dumps(dict(fingerprints)))
     hosts.meet("inputs")
-    saved = json.loads(file.read_text())
+    saved = read_object(file)
     changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
     if changed:
         raise UserError(
@@ -112,21 +120,56 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
         )
 
 
+@contextlib.contextmanager
+def _kept(what: Path) -> Iterator[None]:
+    """What has to be on disk for the run to go on: where it cannot be written, the run ends as one that can."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
+        said = " ".join(str(error).split())
+        known = re.search(r"([^:]+) \[os_error_code=", said)
+        reason = known[1].strip() if known else (isinstance(error, OSError) and error.strerror) or said
+        raise UserError(
+            f"{what} cannot be written: {reason}. The run ends here; when there is room for it and {what.parent} can "
+            "be written, run the same command again: it goes on from its last saved step."
+        ) from error
+
+
 class Steps:
-    """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there."""
+    """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there.
+
+    A state that could not be written is a UserError of the next `save`, `wait` or `close`. orbax may log such an error
+    and say no more, so whether the state is there is looked up. Its threads go on to wait for what a failed one was to
+    tell them, for many minutes; they are started by a thread that is a daemon, and so are such too, and the program can
+    end without them.
+    """
 
     def __init__(self, folder: Path, keep: int):
+        logging.getLogger("absl").addFilter(_is_not_error)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.folder = folder
+        self.saving: int | None = None  # the step that may not be on disk yet
+        with _kept(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, tree: Any) -> None:
-        """Save a step; one that is already there is left as it is."""
+        """Save a step; one that is already there is left as it is. Raises UserError."""
+        self.wait()
         if step not in self.manager.all_steps():
-            self.manager.save(step, args=ocp.args.StandardSave(_flat(tree)))
+            with _kept(self.folder / str(step)):
+                _in_daemon(lambda: self.manager.save(step, args=ocp.args.StandardSave(_flat(tree))), None)
+                self.saving = step
 
     def wait(self) -> None:
-        """Until everything that was saved is on disk."""
-        self.manager.wait_until_finished()
+        """Until what was saved is on disk. Raises UserError if it is not."""
+        step, self.saving = self.saving, None
+        if step is None:
+            return
+        with _kept(self.folder / str(step)):
+            self.manager.wait_until_finished()
+            if hosts.first() and not (self.folder / str(step)).is_dir():
+                raise OSError("its writing was given up")
 
     def latest(self) -> int | None:
         """The last complete step."""
@@ -142,8 +185,36 @@ class Steps:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def close(self) -> None:
-        """Finish writing and release orbax's threads."""
-        self.manager.close()
+        """Finish writing and release orbax's threads. Raises UserError if the last state is not on disk."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # orbax raises once more what `wait` has raised
+                self.manager.close()
+
+
+def _is_not_error(record: logging.LogRecord) -> bool:
+    """Errors of orbax are raised: in its log each would stand two or three times more, with tracebacks."""
+    return record.levelno != logging.ERROR
+
+
+def _in_daemon(act: Callable[[], Any], patience: float | None) -> None:
+    """Call `act` in a daemon thread and wait, so many seconds at most. Raises what it raises, and TimeoutError."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="writer", daemon=True)
+    thread.start()
+    thread.join(patience)
+    if raised:
+        raise raised[0]
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {patience:g} seconds")
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -151,55 +222,100 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+class Board:
+    """A file of figures for TensorBoard, written in the calling thread: a write that fails is an error, not a wait."""
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar, self._writer = Event, scalar, EventsWriter(str(folder / "events"))
+        # TensorBoard forgets what it has of this step and later ones
+        self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Write the figures of a step. Raises OSError, and is closed then."""
+        try:
+            for name, value in values.items():
+                event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            raise
+
+    def finish(self) -> None:
+        """Close the file. Raises OSError."""
+        self._writer.close()
+
+
 class Log:
     """metrics.jsonl, TensorBoard and, if asked, Weights & Biases from one call, on process 0.
 
-    Opening it at step N drops everything that was logged after N.
+    Opening it at step N drops everything that was logged after N. metrics.jsonl belongs to the run: what cannot be
+    written there ends it. The others show it: one that fails, or takes a minute over a line, is left out from then on,
+    which is told once.
     """
 
     def __init__(self, out: Path, step: int, wandb: str | None = None):
-        self.path = out / METRICS
-        self.file, self.board, self.wandb = None, None, None
+        self.path, self.file = out / METRICS, None
+        self.shows: dict[str, Any] = {}  # None: it has failed
         if not hosts.first():
             return
-        from tensorboardX import SummaryWriter
+        if wandb is not None:
+            self.shows["Weights & Biases"] = self._tried("Weights & Biases", lambda: _wandb(wandb, out))
+        with _kept(self.path):
+            _truncate(self.path, step)
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
+        self.shows["TensorBoard"] = self._tried("TensorBoard", lambda: Board(out / "tensorboard", step))
 
-        _truncate(self.path, step)
-        self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        self.wandb = None if wandb is None else _wandb(wandb, out)
+    def _tried(self, name: str, act: Callable[[], T]) -> T | None:
+        """What `act` returns; where it fails, that show is over. Raises UserError only."""
+        try:
+            return act()
+        except UserError:
+            raise
+        except Exception as error:  # of a network, a disk, a library: whatever it is, the run does not depend on it
+            say(f"{name} is left out from now on: {' '.join(str(error).split())[:300]}; {METRICS} has the figures")
+            self.shows[name] = None
+            return None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line {"kind", "step", …}; numbers also go to TensorBoard and W&B as kind/name."""
-        if self.file is None or self.board is None:
+        """One line {"kind", "step", …}; numbers also go to TensorBoard and W&B as kind/name. Raises UserError."""
+        if self.file is None:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        with _kept(self.path):
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         numbers = {name: value.get("value") if isinstance(value, dict) else value for name, value in values.items()}
         shown = {f"{kind}/{name}": float(value) for name, value in numbers.items() if value is not None}
-        for name, value in shown.items():
-            self.board.add_scalar(name, np.float64(value), step)
-        if self.wandb is not None:
-            self.wandb.log(shown, step=step)
+        for name, show in self.shows.items():
+            if show is not None:
+                log = functools.partial(show.log, shown, step=step)
+                self._tried(name, functools.partial(_in_daemon, log, PATIENCE))
 
     def heldout(self) -> list[dict[str, Any]]:
-        """The evaluations so far."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        return [line for line in map(json.loads, lines) if line["kind"] == "heldout"]
+        """The evaluations so far. Raises UserError."""
+        rows = read_rows(self.path) if self.path.exists() else ()
+        return [row for _, row in rows if row["kind"] == "heldout"]
 
     def flush(self) -> None:
-        """Make the lines durable; called before a checkpoint of the same step is saved."""
+        """Make the lines durable; called before a checkpoint of the same step is saved. Raises UserError."""
         if self.file is not None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            with _kept(self.path):
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Flush and close all."""
-        self.flush()
-        for writer in (self.file, self.board):
-            if writer is not None:
-                writer.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        for name, show in self.shows.items():
+            if show is not None:
+                self._tried(name, show.finish)
+        if self.file is not None:
+            with _kept(self.path), self.file:
+                os.fsync(self.file.fileno())
 
 
 def _wandb(project: str, out: Path) -> Any:
@@ -215,29 +331,8 @@ def _wandb(project: str, out: Path) -> Any:
 
 
 def _truncate(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and what a kill has left of a line."""
+    drop_cut_line(path)
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
-
-
-def _step_of(line: str) -> int | float:
-    """A line's step; a line that a kill cut short is after everything."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    scratch = path.with_name(path.name + ".partial")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file completely or not at all."""
-    scratch = path.with_name(path.name + ".partial")
-    with scratch.open("wb") as file:
-        np.save(file, array)
-    os.replace(scratch, path)
+        kept = (row for _, row in read_rows(path) if row["step"] <= step)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

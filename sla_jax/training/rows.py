@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import BadRow
 from sla_jax.training.data_config import Task
 from sla_jax.training.process import labels_until
 
@@ -64,10 +65,6 @@ class Steps(NamedTuple):
 Row = Pair | Talk | Steps
 
 
-class BadRow(Exception):
-    """Why one row cannot be used."""
-
-
 def parse_row(row: object, task: Task) -> Row:
     """One row, checked. Raises BadRow with the reason."""
     if not isinstance(row, Mapping):
@@ -97,7 +94,7 @@ def held_out(row: Row, one_in: int) -> bool:
 
 
 def _number(text: str) -> int:
-    return int(hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest(), 16)
+    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16)
 
 
 # ---- pairs ----
@@ -302,7 +299,6 @@ def _message(message: object, at: str) -> Message:
         raise BadRow(f"{at} calls a tool, which is not trained on; write the call into its content")
     if not isinstance(content, str):
         raise BadRow(f"{at}.content is {_kind(content)}; a message's content has to be text")
-    _encodable(content, f"{at}.content")
     return {"role": role, "content": content}
 
 
@@ -311,16 +307,7 @@ def _text(value: object, key: str) -> str:
         raise BadRow(f"{key!r} is not text but {_kind(value)}")
     if not value.strip():
         raise BadRow(f"{key!r} is empty")
-    _encodable(value, key)
     return value
-
-
-def _encodable(text: str, key: str) -> None:
-    """JSON can spell half a character (a lone surrogate), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{key!r} has half a character (a lone surrogate) at {error.start}") from None
 
 
 def _field(row: Mapping[str, Any], key: str) -> Any:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from sla_jax.checkpoint import store
 from sla_jax.checkpoint.channel_file import load_channel
 from sla_jax.errors import UserError
+from sla_jax.files import write_array
 from sla_jax.model.attention import check_attention, pick_attention
 from sla_jax.model.axes import param_shardings
 from sla_jax.model.channel import Channel, init_channel
@@ -31,7 +32,6 @@ from sla_jax.training.data import load_examples
 from sla_jax.training.examples import Examples
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.rank import reference_sums
-from sla_jax.training.resume import write_array
 from sla_jax.training.state import parts_shardings
 
 

@@ -6,21 +6,19 @@ on (seed, number of the source) alone; they keep their order, and the sources st
 holds the held-out rows of all sources, in whatever proportion they come.
 """
 
-import gzip
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError
+from sla_jax.files import ROW_KINDS, check_file, numbered_rows, row_unit
 from sla_jax.scoring.files import load_splits
 from sla_jax.training.data_config import DataConfig, SourceConfig
-from sla_jax.training.rows import BadRow
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
+KINDS = (*ROW_KINDS, ".parquet", ".arrow")
 Numbered = Iterator[tuple[int, Any]]  # (line or row number, row, or a BadRow for a line that is none)
 
 
@@ -101,74 +99,12 @@ def _rows_of(table: Any) -> Callable[[], Numbered]:
 
 
 def _file(path: Path, wanted: str | None, part: int) -> Source:
-    if not path.is_file():
-        beside = [other.name for other in path.parent.glob("*") if other.name.endswith(SUFFIXES)]
-        raise UserError(
-            f"there is no data file {path}. Give the path of a {', '.join(SUFFIXES)} file."
-            f"{nearest(path.name, beside) if path.parent.is_dir() else ''}"
-        )
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is not a kind of data file that is read; these are: {', '.join(SUFFIXES)}.")
+    check_file(path, KINDS)
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     if path.name.endswith((".parquet", ".arrow")):
         return Source(f"{path}, row", content, None, wanted, part, lambda: _table_rows(path))
-    if _is_list(path):
-        return Source(f"{path}, row", content, None, wanted, part, lambda: _json_list(path))
-    return Source(f"{path}, line", content, None, wanted, part, lambda: _json_lines(path))
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-
-
-def _unreadable(path: Path, line: int, error: Exception) -> UserError:
-    return UserError(
-        f"{path} cannot be read behind line {line}: {error}. Is it complete, and gzip if its name says so?"
-    )
-
-
-def _is_list(path: Path) -> bool:
-    """Whether a .json file is one list of rows, and not a row a line."""
-    if not path.name.endswith((".json", ".json.gz")):
-        return False
-    try:
-        with _open(path) as file:
-            return bool(file.read(64).lstrip().startswith(b"["))
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise _unreadable(path, 0, error) from error
-
-
-def _json_list(path: Path) -> Numbered:
-    try:
-        with _open(path) as file:
-            rows = json.loads(file.read())
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise _unreadable(path, 0, error) from error
-    except ValueError as error:
-        raise UserError(f"{path} begins like a list of rows and is not JSON: {error}.") from error
-    yield from enumerate(rows)
-
-
-def _json_lines(path: Path) -> Numbered:
-    line = 0
-    try:
-        with _open(path) as file:
-            for line, raw in enumerate(file, start=1):
-                yield line, _decode(raw)
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise _unreadable(path, line, error) from error
-
-
-def _decode(raw: bytes) -> Any:
-    if not raw.strip():
-        return BadRow("empty line")
-    try:
-        return json.loads(raw)
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8 text ({error.reason} at byte {error.start})")
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON ({error.msg} at column {error.colno})")
+    return Source(f"{path}, {row_unit(path)}", content, None, wanted, part, lambda: numbered_rows(path))
 
 
 def _table_rows(path: Path) -> Numbered:

@@ -4,7 +4,6 @@ Nothing is downloaded. Chosen answers are made of helpful words and rejected one
 other kind mixed in, so the task is easy but not trivial. It exists to try train.py, and for tests.
 """
 
-import json
 import random
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 from sla_jax.checkpoint import store
+from sla_jax.files import json_line, write_text
 from sla_jax.model.config import from_hf
 from sla_jax.model.policy import init_policy
 from sla_jax.training.data import Pair
@@ -45,7 +45,7 @@ def generated_pairs(count: int, seed: int) -> list[Pair]:
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
     """The pairs as JSON lines that train.py and eval.py read."""
     rows = ({"messages": p.messages, "chosen": p.chosen, "rejected": p.rejected} for p in pairs)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(map(json_line, rows)))
 
 
 def _answer(source: random.Random, own: tuple[str, ...], other: tuple[str, ...]) -> str:

@@ -169,7 +169,7 @@ def test_what_is_not_a_checkpoint_says_what_to_do(ours, tmp_path):
     [
         (lambda at: (at / "sla_jax.json").write_text('{"format": 9}'), "has format 9; this version reads 1"),
         (lambda at: (at / "sla_jax.json").write_text('{"format": 1}'), "is damaged"),
-        (lambda at: (at / "sla_jax.json").write_text("{"), "not readable JSON"),
+        (lambda at: (at / "sla_jax.json").write_text("{"), "not JSON"),
         (lambda at: edit_config(at, num_hidden_layers=3), "config.json does not describe the stored parameters"),
         (lambda at: (at / "params" / "embed" / "_METADATA").unlink(), "'embed' cannot be restored"),
         (lambda at: (at / "params" / "norm").rename(at / "params" / "nrm"), "'norm' cannot be restored"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from sla_jax.evaluation import rows
 from sla_jax.evaluation.rows import Answer, Turn
+from sla_jax.files import write_text
 
 SETTINGS = {"format": 1, "model": {"name": "none"}, "seed": 1, "benchmarks": {}, "methods": {}}
 
@@ -23,7 +24,7 @@ def write_run(out: Path, *answers: Answer, **settings: Any) -> Path:
     (out / "settings.json").write_text(json.dumps(SETTINGS | settings), encoding="utf-8")
     for path in {path_of(out, one) for one in answers}:
         lines = [rows.as_line(one) for one in answers if path_of(out, one) == path]
-        rows.write_whole(path, "".join(lines))
+        write_text(path, "".join(lines))
     return out
 
 

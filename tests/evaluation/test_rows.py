@@ -8,6 +8,7 @@ import pytest
 from sla_jax.errors import UserError
 from sla_jax.evaluation import rows
 from sla_jax.evaluation.rows import Answer, Judgement, Turn
+from sla_jax.files import drop_cut_line, write_text
 
 CANDIDATE = {"text": "a", "score": None, "step_scores": [0.5], "finish": "rejected", "n_tokens": 1}
 
@@ -30,7 +31,7 @@ def test_an_answer_comes_back_as_it_was_with_its_seconds(tmp_path):
     whole = whole._replace(turns=(*whole.turns, whole.turns[0]._replace(prompt="And?", candidates=[CANDIDATE])))
     path = write(tmp_path, rows.as_line(whole))
     assert "seconds" not in path.read_text()
-    rows.write_whole(rows.seconds_path(path), rows.seconds_line(whole))
+    write_text(rows.seconds_path(path), rows.seconds_line(whole))
     assert rows.read_answers(path) == [whole]
 
 
@@ -76,7 +77,7 @@ def turned(**changes):
         (turned(candidates=[CANDIDATE | {"score": "high"}]), "'turns[0].candidates[0].score' is \"high\""),
         ("[1]\n", "[1] is no object"),
         ("{]\n", "not JSON"),
-        ('{"id": "p', "the line was cut off"),
+        ('{"id": "p', "may have been cut off"),
     ],
 )
 def test_a_defect_is_named_with_file_line_and_field(tmp_path, row, says):
@@ -117,21 +118,21 @@ def test_doubles_and_absent_files_are_errors(tmp_path):
 
 def test_seconds_have_one_number_a_turn(tmp_path):
     path = write(tmp_path, rows.as_line(answer()))
-    rows.write_whole(rows.seconds_path(path), '{"id": "p1", "seconds": [], "scorer_seconds": []}\n')
+    write_text(rows.seconds_path(path), '{"id": "p1", "seconds": [], "scorer_seconds": []}\n')
     with pytest.raises(UserError, match="'p1' has not one number for each of its 1 turns"):
         rows.read_answers(path)
 
 
 def test_mending_drops_what_was_cut_off_and_nothing_else(tmp_path):
     path = write(tmp_path, rows.as_line(answer()), '{"id": "p2", "tur')
-    rows.mend(path)
+    drop_cut_line(path)
     assert path.read_text() == rows.as_line(answer())
-    rows.mend(path)
+    drop_cut_line(path)
     assert path.read_text() == rows.as_line(answer())
     alone = write(tmp_path, '{"id"')
-    rows.mend(alone)
+    drop_cut_line(alone)
     assert alone.read_bytes() == b""
-    rows.mend(tmp_path / "absent.jsonl")
+    drop_cut_line(tmp_path / "absent.jsonl")
 
 
 @pytest.mark.parametrize(

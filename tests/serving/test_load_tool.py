@@ -289,7 +289,7 @@ def test_an_interrupted_run_prints_what_it_has(monkeypatch: pytest.MonkeyPatch, 
         (["--concurrency", "1,x"], "concurrency is '1,x'"),
         (["--requests", "0"], "at least 1"),
         (["--rate", "0"], "rate is 0"),
-        (["--prompts", "no/such/file"], "cannot be read"),
+        (["--prompts", "no/such/file"], "there is no file"),
         (["--url", "http://127.0.0.1:1"], "is the server there"),
     ],
 )

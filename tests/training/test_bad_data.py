@@ -40,7 +40,6 @@ def ended(*before: Any) -> dict[str, Any]:
 ROWS: list[tuple[Task, Any, str]] = [
     # lines
     ("pairs", "{", "not JSON (Expecting property name enclosed in double quotes at column"),
-    ("pairs", "", "empty line"),
     ("pairs", b'{"prompt": "\xff"}', "not UTF-8 text (invalid start byte at byte 12)"),
     ("pairs", [1], "the row is not a JSON object"),
     # fields
@@ -178,14 +177,15 @@ def cut_gzip(path: Path) -> None:
 
 # (name, its content, what is said)
 FILES: list[tuple[str, bytes | None, str]] = [
-    ("none.jsonl", None, r"there is no data file .*none\.jsonl.*Did you mean 'nine\.jsonl'\?"),
-    ("a.csv", b"prompt,chosen,rejected\n", r"a\.csv is not a kind of data file .*\.parquet"),
-    ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz cannot be read behind line 0: .*gzip"),
-    ("a.json.gz", b"not gzip", r"a\.json\.gz cannot be read behind line 0: .*gzip"),
+    ("none.jsonl", None, r"there is no file .*none\.jsonl.*Did you mean 'nine\.jsonl'\?"),
+    ("a.csv", b"prompt,chosen,rejected\n", r"a\.csv is not a kind of file .*\.parquet"),
+    ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz, line 1: not JSON"),
+    ("a.json.gz", b"\x1f\x8bno more", r"a\.json\.gz cannot be read behind line 0: .*Is it complete"),
+    ("a.jsonl", "{}".encode("utf-16"), r"a\.jsonl is UTF-16 text"),
     ("a.parquet", b"nothing", r"a\.parquet is not a readable Parquet file"),
     ("a.arrow", b"nothing", r"a\.arrow is not a readable Arrow file"),
     ("file.arrow", b"ARROW1 nothing", r"file\.arrow is not a readable Arrow file"),
-    ("a.json", b"[{]", r"a\.json begins like a list of rows and is not JSON: .*line 1 column 3"),
+    ("a.json", b"[{]", r"a\.json, line 1: not JSON \(.* at column 3"),
     ("empty.jsonl", b"", r"empty\.jsonl holds no pair with split='train' \(0 rows of other splits, 0 bad rows\)"),
     ("test.jsonl", line({**PAIR, "split": "test"}), r"holds no pair with split='train' \(1 rows of other splits"),
 ]
@@ -209,7 +209,7 @@ def test_a_file_that_ends_too_early_says_behind_which_line(tmp_path: Path, tiny_
 
 
 def test_a_directory_is_no_file(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
-    with pytest.raises(UserError, match="there is no data file"):
+    with pytest.raises(UserError, match="there is no file"):
         load(tiny_tokenizer_dir, files=(str(tmp_path),))
 
 

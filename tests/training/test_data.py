@@ -325,16 +325,15 @@ def test_a_second_writer_waits_for_the_first(tmp_path: Path, load: Session, pars
 
 def test_what_is_left_out_and_cut_is_told_and_counted(tmp_path: Path, load: Session) -> None:
     long = {**GOOD, "prompt": "very " * 300, "chosen": "yes " * 300}
-    file = write(tmp_path / "a.jsonl", *rows(5), long, {**GOOD, "chosen": 3}, "", "", *rows(2, split="test"))
+    file = write(tmp_path / "a.jsonl", *rows(5), long, {**GOOD, "chosen": 3}, "", "\r", *rows(2, split="test"))
     examples = load(files=(file,), on_bad_row="skip", max_bad=0.4)
     assert load.said == [
-        f"skipped 2 rows: empty line (first: {file}, line 8)",
         f"skipped 1 rows: 'chosen' is not text but a number (first: {file}, line 7)",
         "left out 2 rows of other splits than 'train'",
         "shortened 1 prompts (on the left)",
         "shortened 1 responses (at the end)",
     ]
-    wanted = {"read": 11, "other_split": 2, "bad": 3, "empty": 0, "cut_prompts": 1, "cut_answers": 1, "rows": 6}
+    wanted = {"read": 9, "other_split": 2, "bad": 1, "empty": 0, "cut_prompts": 1, "cut_answers": 1, "rows": 6}
     assert {name: examples.counts[name] for name in wanted} == wanted
     assert load.told == [(6, 6)]
 

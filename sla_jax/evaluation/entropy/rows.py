@@ -3,7 +3,6 @@
 A number that was float32 is written with the fewest digits that give the same float32 back.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation.entropy.reader import Reading
 from sla_jax.evaluation.entropy.texts import Text
 from sla_jax.evaluation.entropy.tokens import Tokens
+from sla_jax.files import read_rows
 
 
 class Counted(NamedTuple):
@@ -58,13 +58,12 @@ def row(text: Text, tokens: Tokens, reading: Reading, names: Sequence[str], *, t
 
 def read_counted(path: Path) -> Iterator[Counted]:
     """What figures are made of, row by row. Raises UserError that names the line and the field."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield _counted(json.loads(line))
-            except (ValueError, LookupError, TypeError) as error:
-                reason = f"no field {error}" if isinstance(error, KeyError) else error
-                raise UserError(f"{path}, line {number}: this is no row of eval.py entropy: {reason}.") from None
+    for place, line in read_rows(path):
+        try:
+            yield _counted(line)
+        except (ValueError, LookupError, TypeError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{place}: this is no row of eval.py entropy: {reason}.") from None
 
 
 def _counted(line: dict[str, Any]) -> Counted:

@@ -10,7 +10,6 @@ again reads the block that was cut anew, writes what is missing of it, and leave
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from sla_jax.evaluation.entropy.reader import TextReader
 from sla_jax.evaluation.entropy.rows import read_counted, row
 from sla_jax.evaluation.entropy.texts import Source, Text
 from sla_jax.evaluation.entropy.tokens import Tokens, names, tokenized
-from sla_jax.evaluation.rows import json_line, mend
 from sla_jax.evaluation.settings import first_difference
+from sla_jax.files import append_lines, drop_cut_line, json_line, read_object, read_pieces, write_text
 from sla_jax.loading import Loaded
 from sla_jax.text import DAY, check_vocabulary
 
@@ -54,7 +53,8 @@ def measure(config: EntropyConfig, model: Loaded, fingerprint: str, tell: Tell) 
     _append(config, model, reader, source, done, total, tell)
     found = figures(read_counted(config.out))
     if config.json is not None:
-        _write(config.json, json.dumps({"settings": _read(settings_path(config.out)), **as_json(found)}, indent=2))
+        said = {"settings": _read(settings_path(config.out)), **as_json(found)}
+        write_text(config.json, json.dumps(said, indent=2) + "\n")
     return found
 
 
@@ -72,19 +72,16 @@ def _append(
     """The rows from number `done` on."""
     pieces, read = names(model.tokenizer, model.config.vocab_size), 0
     tell(done, total, "texts")
-    with config.out.open("a", encoding="utf-8", newline="\n") as file:
-        for begin, block in _blocks(source, config.block):
-            missing = block[max(done - begin, 0) :]
-            if not missing:
-                continue
-            tokens = [_tokens(model, text) for text in block]
-            readings = reader.read([one.ids for one in tokens])
-            for text, one, reading in list(zip(block, tokens, readings, strict=True))[-len(missing) :]:
-                file.write(json_line(row(text, one, reading, pieces, top=config.top)))
-            file.flush()
-            os.fsync(file.fileno())
-            read += sum(len(one.ids) for one in tokens)
-            tell(begin + len(block), total, f"texts  {read:,} tokens")
+    for begin, block in _blocks(source, config.block):
+        missing = block[max(done - begin, 0) :]
+        if not missing:
+            continue
+        tokens = [_tokens(model, text) for text in block]
+        readings = reader.read([one.ids for one in tokens])
+        new = list(zip(block, tokens, readings, strict=True))[-len(missing) :]
+        append_lines(config.out, (json_line(row(*one, pieces, top=config.top)) for one in new))
+        read += sum(len(one.ids) for one in tokens)
+        tell(begin + len(block), total, f"texts  {read:,} tokens")
 
 
 def _blocks(source: Source, size: int) -> Iterator[tuple[int, Sequence[Text]]]:
@@ -122,37 +119,20 @@ def _opened(config: EntropyConfig, settings: dict[str, Any]) -> int:
         raise UserError(f"{out} exists and this program did not make it (no {beside.name}); give --out another file.")
     if config.overwrite:
         out.unlink(missing_ok=True)
-    mend(out)
-    done = _lines(out)
+    drop_cut_line(out)
+    done = sum(1 for line in read_pieces(out) if line.strip()) if out.exists() else 0
     older = {"template": {}, "date": DAY}  # of rows that were written before these were settings
     if done and (difference := first_difference(older | _read(beside), settings)):
         raise UserError(
             f"{out} holds rows of other settings ({difference}). Give --out another file, or --overwrite to delete "
             "these."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _write(beside, json.dumps(settings, indent=2))
+    write_text(beside, json.dumps(settings, indent=2) + "\n")
     return done
-
-
-def _lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); give --out another file, or --overwrite to start anew."
-        ) from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Completely or not at all."""
-    scratch = path.with_name(path.name + ".partial")
-    scratch.write_text(text + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+        return read_object(path)
+    except UserError as error:
+        raise UserError(f"{error} Give --out another file, or --overwrite to start anew.") from None

@@ -17,7 +17,8 @@ from typing import Any
 
 from sla_jax.errors import UserError
 from sla_jax.evaluation.judges.protocol import Comparison, Winner
-from sla_jax.evaluation.rows import Answer, check_ids, write_whole
+from sla_jax.evaluation.rows import Answer, check_ids
+from sla_jax.files import read_json, write_text
 
 MODEL, REFERENCE, ANNOTATIONS = "model_outputs.json", "reference_outputs.json", "annotations.json"
 
@@ -27,7 +28,7 @@ def write_pair(folder: Path, method: Sequence[Answer], baseline: Sequence[Answer
     paths = [folder / name for name in (MODEL, REFERENCE)]
     check_ids(paths[0], [one.id for one in method], paths[1], [one.id for one in baseline])
     for path, answers in zip(paths, (method, baseline), strict=True):
-        write_whole(path, json.dumps([row_of(one) for one in answers], indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps([row_of(one) for one in answers], indent=1, ensure_ascii=False) + "\n")
     files = ["--model_outputs", str(paths[0]), "--reference_outputs", str(paths[1])]
     return ["alpaca_eval", *files, "--output_path", str(folder)]
 
@@ -53,10 +54,7 @@ def row_of(answer: Answer) -> dict[str, str]:
 
 def read_annotations(path: Path, method: Sequence[Answer], baseline: Sequence[Answer]) -> list[Comparison]:
     """What it said of the method's answers, in their order. Raises UserError naming file, row and field."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as alpaca_eval's annotations: {error}.") from None
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path} should hold a list of annotations, not a {type(rows).__name__}.")
     found: dict[tuple[str, str, str], Comparison] = {}

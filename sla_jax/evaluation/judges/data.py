@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
-from sla_jax.evaluation.rows import json_line, write_whole
-from sla_jax.scoring.files import read_rows
+from sla_jax.files import json_line, read_rows, write_text
 
 DESCRIPTION = "data.json"
 
@@ -86,7 +85,7 @@ def write_judge_data(config: JudgeData) -> dict[str, Any]:
         if not kept or all(parts) or not any(parts):
             raise UserError(f"{source.file} leaves {len(kept)} pairs of other prompts than the channel's: too few.")
         split = [one.row | {"split": "test" if part else "train"} for one, part in zip(kept, parts, strict=True)]
-        write_whole(out / f"{source.stem}.jsonl", "".join(map(json_line, split)))
+        write_text(out / f"{source.stem}.jsonl", "".join(map(json_line, split)))
         about[source.stem] = {
             "file": Path(source.file).name,
             "sha256": digest(source.file),
@@ -100,7 +99,7 @@ def write_judge_data(config: JudgeData) -> dict[str, Any]:
     assert not shared, "rows of the channel's prompts were dropped"
     channel = [{"file": Path(one.file).name, "split": one.split, "sha256": digest(one.file)} for one in config.channel]
     whole = {"seed": config.seed, "one_in": config.one_in, "channel": channel, "sources": about, "shared_prompts": 0}
-    write_whole(out / DESCRIPTION, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / DESCRIPTION, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return whole
 
 

@@ -5,12 +5,12 @@ others' lines. When all answers are judged the lines stand in the answers' order
 same bytes as one that was not.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sla_jax.errors import UserError, nearest
-from sla_jax.evaluation.rows import Field, lines_of, mend, write_whole
+from sla_jax.evaluation.rows import rows_of
+from sla_jax.files import append_lines, drop_cut_line, json_line, write_text
 
 
 class Journal:
@@ -20,12 +20,10 @@ class Journal:
         """Read what is there. Raises UserError for a line about an answer that `source` does not have."""
         self.path, self.ids = path, list(ids)
         self.lines: dict[str, str] = {}
-        mend(path)
+        drop_cut_line(path)
         if path.exists():
-            texts = path.read_text(encoding="utf-8").split("\n")
-            for number, row in lines_of(path):
-                field = Field(f"{path}, line {number}", row if isinstance(row, dict) else {})
-                self._add(field.text("id"), f"{texts[number - 1]}\n", f"{path}, line {number}", source)
+            for field, row in rows_of(path):
+                self._add(field.text("id"), json_line(row), field.place, source)
 
     def _add(self, name: str, text: str, where: str, source: Path) -> None:
         if name in self.lines:
@@ -41,11 +39,7 @@ class Journal:
     def append(self, rows: Iterable[tuple[str, str]]) -> None:
         """Write (id, line) pairs, on disk before this returns."""
         new = dict(rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(new.values())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, new.values())
         self.lines |= new
 
     def settle(self) -> None:
@@ -53,5 +47,5 @@ class Journal:
         ordered = [name for name in self.ids if name in self.lines]
         if len(ordered) < len(self.ids) or list(self.lines) == ordered:
             return
-        write_whole(self.path, "".join(self.lines[name] for name in ordered))
+        write_text(self.path, "".join(self.lines[name] for name in ordered))
         self.lines = {name: self.lines[name] for name in ordered}

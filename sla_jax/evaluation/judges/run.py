@@ -25,8 +25,9 @@ from sla_jax.evaluation.judges.journal import Journal
 from sla_jax.evaluation.judges.make import make_judge
 from sla_jax.evaluation.judges.protocol import Judge, PairJudge
 from sla_jax.evaluation.judges.scoring import Task, score_set
-from sla_jax.evaluation.rows import ANSWERS, check_ids, json_line, read_answers, write_whole
+from sla_jax.evaluation.rows import ANSWERS, check_ids, read_answers
 from sla_jax.evaluation.settings import VERSUS, completed, first_difference, joined
+from sla_jax.files import json_line, read_object, write_text
 from sla_jax.progress import bar
 
 JUDGEMENTS, DESCRIPTION = "judgements", "judge.json"
@@ -71,7 +72,7 @@ def _exchange(config: JudgeConfig, task: Task) -> list[str]:
     if annotations is None:
         return [f"{config.folder}: now run {shlex.join(words)} --annotators_config NAME, then this again"]
     found = alpaca.read_annotations(annotations, task.answers, task.baseline)
-    write_whole(task.journal.path, "".join(json_line(one._asdict()) for one in found))
+    write_text(task.journal.path, "".join(json_line(one._asdict()) for one in found))
     return [f"{config.folder} ({config.said}): {len(found)} judgements taken from {annotations}"]
 
 
@@ -102,18 +103,15 @@ def describe(folder: Path, config: JudgeConfig, answers: dict[str, Any]) -> None
         answers = joined(old["answers"], answers)
     new = {"kind": config.kind, "label": config.said, "settings": settings, "answers": answers}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+    found = read_object(path)
     for name in ("settings", "answers"):
-        if not isinstance(found, dict) or not isinstance(found.get(name), dict):
+        if not isinstance(found.get(name), dict):
             raise UserError(f"{path}: {name!r} is no object; delete the folder to judge anew.")
-    return dict(found)
+    return found
 
 
 def _digests(config: JudgeConfig) -> dict[str, str]:

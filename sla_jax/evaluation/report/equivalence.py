@@ -7,6 +7,7 @@ this works in the main thread only.
 from typing import Any
 
 from sla_jax.errors import UserError
+from sla_jax.scoring.final import has_box, marked, marked_word, plain, reference_answer
 
 
 class Equivalence:
@@ -25,18 +26,20 @@ class Equivalence:
         self._same: dict[tuple[str, str], bool] = {}
 
     def final(self, text: str) -> str:
-        """The final answer of a text as math-verify finds it (what is boxed, else the last expression); "" if none."""
+        """The final answer of a text: what it marks as that (`scoring.final`), else the last expression; "" if none.
+
+        Boxes are left to math-verify, which joins "\\boxed{6} and \\boxed{7}" to one answer."""
         if text not in self._texts:
-            parsed = self._library.parse(text, parsing_timeout=self._timeout)
+            said = None if has_box(text) else marked(text) or marked_word(text)
+            parsed = (self._read(_boxed(said)) if said else []) or self._read(plain(text))
             self._texts[text] = self._kept(str(parsed[-1]), parsed) if parsed else ""
         return self._texts[text]
 
     def reference(self, text: str) -> str:
-        """The same for a reference in LaTeX; of GSM8K's solutions the number behind "#### "."""
-        _, found, number = text.rpartition("####")
-        plain = number.replace(",", "").strip() if found else text.strip()
-        marked = plain if "$" in plain or "\\boxed" in plain else f"${plain}$"
-        return self._kept(plain, self._library.parse(marked, parsing_timeout=self._timeout) or [plain])
+        """What a reference says (`scoring.final`); of prose with formulas in it, its final answer."""
+        answer = reference_answer(text)
+        prose = self.final(text) if has_box(text) or "$" in answer else ""
+        return prose or self._kept(answer, self._read(_boxed(answer)) or [answer])
 
     def same(self, gold: str, answer: str) -> bool:
         """Whether a final answer equals another one, or a reference; no answer ("") equals nothing."""
@@ -47,6 +50,14 @@ class Equivalence:
             self._same[gold, answer] = self._library.verify(*sides, timeout_seconds=self._timeout)
         return self._same[gold, answer]
 
+    def _read(self, text: str) -> list[Any]:
+        return list(self._library.parse(text, parsing_timeout=self._timeout))
+
     def _kept(self, name: str, parsed: list[Any]) -> str:
         self._parsed.setdefault(name, parsed)
         return name
+
+
+def _boxed(answer: str) -> str:
+    """An answer as math-verify takes it for one, whatever stands in it."""
+    return f"$\\boxed{{{plain(answer)}}}$"

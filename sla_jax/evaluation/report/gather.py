@@ -4,7 +4,6 @@ The layout is that of `eval.py generate` and `eval.py judge` (docs/evaluation.md
 answered the same prompts in the same order, and a judgement file must judge exactly the answers of its method.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +15,14 @@ from sla_jax.evaluation.machines import read_machines
 from sla_jax.evaluation.rows import (
     ANSWERS,
     Answer,
-    Field,
     Judgement,
     check_ids,
-    lines_of,
     read_answers,
     read_judgements,
+    rows_of,
 )
 from sla_jax.evaluation.settings import VERSUS
+from sla_jax.files import read_object
 
 CREDITS = {"method": 1.0, "tie": 0.5, "baseline": 0.0}  # by a judgement's winner
 
@@ -112,7 +111,7 @@ def gather(folder: Path, baseline: str) -> Run:
         )
     folders = sorted(path.parent for path in (folder / "judgements").glob("*/judge.json"))
     judges = tuple(_judge(path, answers, baseline) for path in folders)
-    return Run(answers, judges, _object(folder / "settings.json"), read_machines(folder))
+    return Run(answers, judges, read_object(folder / "settings.json"), read_machines(folder))
 
 
 def _check_turns(path: Path, answers: Sequence[Answer], other: Path, wanted: Sequence[Answer]) -> None:
@@ -123,7 +122,7 @@ def _check_turns(path: Path, answers: Sequence[Answer], other: Path, wanted: Seq
 
 
 def _judge(folder: Path, answers: Mapping[tuple[str, str], tuple[Answer, ...]], baseline: str) -> Judge:
-    label = _object(folder / "judge.json").get("label")
+    label = read_object(folder / "judge.json").get("label")
     if not isinstance(label, str):
         raise UserError(f"{folder / 'judge.json'}: 'label' is {label!r}; it has to say in words what this judge is.")
     scores, pairs = {}, {}
@@ -152,24 +151,10 @@ def _scores(path: Path, source: Path, answers: Sequence[Answer]) -> tuple[Judgem
 
 def _credits(path: Path, source: Path, answers: Sequence[Answer]) -> np.ndarray:
     ids, credits = [], []
-    for number, row in lines_of(path):
-        field = Field(f"{path}, line {number}", row if isinstance(row, dict) else {})
+    for field, _ in rows_of(path):
         ids.append(field.text("id"))
         if field.text("winner") not in CREDITS:
             raise field.wrong("winner", f"one of {', '.join(CREDITS)}")
         credits.append(CREDITS[field.text("winner")])
     check_ids(path, ids, source, [one.id for one in answers])
     return np.array(credits, np.float64)
-
-
-def _object(path: Path) -> dict[str, object]:
-    """A JSON object. Raises UserError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}; is {path.parent} a folder of eval.py generate or judge?") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object.")
-    return found

@@ -18,6 +18,7 @@ from sla_jax.evaluation.report.gather import Run, gather
 from sla_jax.evaluation.report.plots import Picture, draw
 from sla_jax.evaluation.report.statistics import Draws
 from sla_jax.evaluation.report.tables import Table, as_csv, markdown
+from sla_jax.files import read_text, write_text
 
 Named = TypeVar("Named", Table, Picture)
 INDEPENDENT = "independent"
@@ -45,11 +46,11 @@ def report(config: ReportConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     files = {one.name: draw(one, folder) for one in made.pictures}
     for table in made.tables:
-        (folder / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
-    (folder / "latex.txt").write_text(made.latex, encoding="utf-8")
-    (folder / "report.md").write_text(as_markdown(made), encoding="utf-8")
+        write_text(folder / f"{table.name}.csv", as_csv(table))
+    write_text(folder / "latex.txt", made.latex)
+    write_text(folder / "report.md", as_markdown(made))
     whole = page.html(made.title, made.about, made.tables, made.pictures, files)
-    (folder / "index.html").write_text(whole, encoding="utf-8")
+    write_text(folder / "index.html", whole)
     if config.page is not None:
         put_on_page(config.page, config.out.resolve().name, on_page, folder)
     return folder / "index.html"
@@ -168,8 +169,8 @@ def replace(path: Path, name: str, text: str) -> None:
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if not path.is_file():
         raise UserError(f"there is no page {path}; --page takes a Markdown file that has {begin} and {end}.")
-    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    head, found, rest = read_text(path).partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise UserError(f"{path} has no place for this report: it needs the lines {begin} and {end}.")
-    path.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}", encoding="utf-8")
+    write_text(path, f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}")

@@ -40,10 +40,11 @@ export class FileChoice {
 
 /** JSON lines → objects. Throws an Error that names the line. */
 export function rowsOf(name, text) {
-  const lines = text.replace(/\n$/, "").split("\n");
-  return lines.map((line, place) => {
+  const lines = text.replace(/^\ufeff/, "").split(/\r\n|\r|\n/);
+  return lines.flatMap((line, place) => {
+    if (!line.trim()) return [];
     try {
-      return JSON.parse(line);
+      return [JSON.parse(line)];
     } catch {
       throw new Error(`${name} line ${place + 1} is cut off or damaged: it is no JSON.`);
     }

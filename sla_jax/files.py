@@ -1,0 +1,284 @@
+"""Reads and writes files: text, JSON and rows, in one way everywhere.
+
+Reading. A text is UTF-8, with or without a byte order mark; a line ends with "\\n", "\\r\\n" or "\\r"; what begins like
+gzip is unpacked, whatever it is called. Rows are JSON: one list, if the first character is "[", else one value a line;
+blank lines are no rows. Files are streamed, but for a list, which JSON makes one read whole. What is wrong is named by
+file and line, or file and row of a list, counted from 1: bytes that are not UTF-8, text that is not JSON, a JSON string
+with half a character in it. UTF-16 is named as such.
+
+Writing. A file appears whole or not at all (`write_text`, `replacing`), or grows by whole lines that are on disk when
+`append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. An OSError names
+the file that it is about, also where Python leaves that out; `errors.front_door` shows it to the user.
+"""
+
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sla_jax.errors import UserError, nearest
+
+ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+GZIP = b"\x1f\x8b"
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's spelling of half a character; two of them may make a whole one
+
+
+class BadRow(Exception):
+    """Why one row cannot be used."""
+
+
+# ---- reading rows ----
+
+
+def check_file(path: Path, kinds: Sequence[str] | None) -> None:
+    """Raise UserError unless `path` is a file whose name ends with one of `kinds`; with None whatever its name."""
+    if not path.is_file():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no file {path}.{nearest(path.name, beside)}")
+    if kinds is not None and not path.name.endswith(tuple(kinds)):
+        raise UserError(f"{path} is not a kind of file that is read; these are: {', '.join(kinds)}.")
+
+
+def row_unit(path: Path) -> str:
+    """What the rows of a file are counted by: "row" of a JSON list, else "line". Raises UserError."""
+    first = (line.lstrip() for line in _pieces(path, str(path), None))
+    return "row" if next(filter(None, first), "").startswith("[") else "line"
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every row; in place of one that cannot be read, a BadRow. Raises UserError for the file."""
+    if row_unit(path) == "row":
+        text = read_text(path)
+        every = _json(text, str(path))
+        for number, row in enumerate(every, 1):
+            yield number, (_half(row) if HALF.search(text) else None) or row
+        return
+    for number, line in enumerate(_pieces(path, str(path), None), 1):
+        if line.strip():
+            yield number, _row(line)
+
+
+def read_rows(path: str | Path, kinds: Sequence[str] | None = ROW_KINDS) -> Iterator[tuple[str, Any]]:
+    """("FILE, line 3", value) of every row; `check_file` says what `kinds` is. Raises UserError."""
+    path = Path(path)
+    check_file(path, kinds)
+    unit = row_unit(path)
+    for number, row in numbered_rows(path):
+        place = f"{path}, {unit} {number}"
+        if isinstance(row, BadRow):
+            raise UserError(f"{place}: {row}.")
+        yield place, row
+
+
+# ---- reading text and JSON ----
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file, its line ends as "\\n". Raises UserError."""
+    return "".join(read_pieces(path))
+
+
+def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
+    """The text of a file, at most `size` characters at a time, or with None a line with its end. Raises UserError."""
+    return _checked(_pieces(path, str(path), size), str(path))
+
+
+def read_standard_input() -> str:
+    """All that is piped in, read as a file is. Raises UserError."""
+    name = "standard input"
+    return "".join(_checked(_pieces(io.BytesIO(sys.stdin.buffer.read()), name, None), name))
+
+
+def read_json(path: Path) -> Any:
+    """The value that a file holds. Raises UserError, with the line of what is not JSON."""
+    text = read_text(path)
+    value = _json(text, str(path))
+    half = _half(value) if HALF.search(text) else None
+    if half is not None:
+        raise UserError(f"{path}: {half}.")
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {json.dumps(value)[:80]}; expected a JSON object.")
+    return value
+
+
+# ---- writing ----
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside names `path` where it names no file: a full disk does not say which file has no room."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` on leaving; on an error nothing is left of it. Folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that appears whole or not at all."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An .npy file that appears whole or not at all."""
+    with replacing(path) as scratch, scratch.open("wb") as file:
+        np.save(file, array)
+
+
+def reserve(path: Path, size: int) -> None:
+    """A new file of `size` bytes that has its room on disk: writing through a memory map to a full disk is a SIGBUS."""
+    with naming(path), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Lines, their ends included, at the end of a file, and on disk when this returns. Folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_cut_line(path: Path) -> None:
+    """Remove a last line without an end, which a kill has cut short; a file that is not there stays so."""
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        with naming(path), path.open("r+b") as file:
+            file.truncate(raw.rfind(b"\n") + 1)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One line, its end included. Raises ValueError for a number that is none."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# ---- the insides ----
+
+
+def _pieces(source: Path | io.BytesIO, name: str, size: int | None) -> Iterator[str]:
+    """`read_pieces`; bytes that are not UTF-8 come as U+DC80 to U+DCFF."""
+    line = 0
+    try:
+        opened = source.open("rb") if isinstance(source, Path) else io.BufferedReader(source)
+        with opened as raw, _decoded(raw, name) as file:
+            while piece := file.readline() if size is None else file.read(size):
+                yield piece
+                line += piece.count("\n")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {name}.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name} cannot be read behind line {line}: {error}. Is it complete?") from None
+
+
+def _decoded(file: Any, name: str) -> io.TextIOWrapper:
+    """A buffered file (one that can `peek`) as text."""
+    raw = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(GZIP) else file
+    head = raw.peek(2)[:2]
+    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or 0 in head:
+        raise UserError(f"{name} is UTF-16 text, and UTF-8 is read; save it as that (iconv -f UTF-16 -t UTF-8).")
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def _checked(pieces: Iterator[str], name: str) -> Iterator[str]:
+    """The pieces, if they are UTF-8. Raises UserError."""
+    line = 1
+    for piece in pieces:
+        for number, text in enumerate([] if _is_text(piece) else piece.split("\n"), line):
+            if not _is_text(text):
+                raise UserError(f"{name}, line {number}: {_not_utf8(text)}.")
+        line += piece.count("\n")
+        yield piece
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_utf8(text: str) -> str:
+    try:
+        text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text ({error.reason} at byte {error.start})"
+    raise AssertionError("only of a text that is none")
+
+
+def _row(line: str) -> Any:
+    """The value of a line, or a BadRow."""
+    if not _is_text(line):
+        return BadRow(_not_utf8(line))
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        ends = "" if line.endswith("\n") else "; the file ends in this line, which may have been cut off"
+        return BadRow(f"not JSON ({_said(error)}){ends}")
+    return (_half(row) if HALF.search(line) else None) or row
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{name}{place}: not JSON ({_said(error)}).") from None
+
+
+def _said(error: Exception) -> str:
+    """What is not JSON, of json's own errors; else what Python cannot read: numbers too long, lists too deep."""
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _half(value: Any, place: str = "") -> BadRow | None:
+    """Where a value has half a character, which no tokenizer takes and no file holds."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return BadRow(f"{place or 'the row'!r} has half a character (a lone surrogate) at {error.start}")
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        parts = [(f"{place}.{key}".lstrip("."), part) for key, one in value.items() for part in (key, one)]
+    elif isinstance(value, list):
+        parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+    return next(filter(None, (_half(part, at) for at, part in parts)), None)

@@ -1,0 +1,71 @@
+r"""Reads the final answer that a text marks as such, and what a reference says: one rule for every judge and scorer.
+
+A text marks its answer by `\boxed{…}` or by GSM8K's `#### NUMBER`; the last mark counts, a box before a number, and
+what stands behind it is talk. A heading (`#### Step 2`) is no mark. A reference is the answer that it marks, or all of
+it: LaTeX (`\$18.90`, `\frac12`, `5 \text{ cm}`) or plain (`$36`, `1,000`), bare or in `$`, `\(`, `\[` or `**`.
+Signs of money, and what LaTeX writes between the digits of long numbers, are not part of the mathematics.
+"""
+
+import re
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
+MARK = re.compile(rf"####[ \t$€£\\(*=:]*?({NUMBER.pattern})")
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is a character like any other
+WORD = re.compile(r"\banswer(?: is|:)[ \t*]*\(?([A-Za-z]+)\)?[ \t*.]*$", re.IGNORECASE | re.MULTILINE)
+MONEY = re.compile(r"\\\$|[€£]|(?<![^-\s])\$(?=[\d.][^$]*$)")  # a lone $ before a number begins no formula
+THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\}|\\[,!])(?=\d{3}(?!\d))")
+WRAPPED = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (r"\$\$([^$]+)\$\$", r"\$((?:[^$\\]|\\.)+)\$", r"\\\((.+)\\\)", r"\\\[(.+)\\\]", r"\*\*([^*]+)\*\*")
+)
+
+
+def has_box(text: str) -> bool:
+    r"""Whether there is a `\boxed{…}` with something in it."""
+    return any(_closed(text[box.end() :]) for box in BOX.finditer(text))
+
+
+def marked(text: str) -> str | None:
+    r"""What stands in a text's last `\boxed{…}`, else the number of its last `#### NUMBER`; None without a mark."""
+    for box in reversed(list(BOX.finditer(text))):
+        inside = _closed(text[box.end() :])
+        if inside:
+            return inside
+    numbers = MARK.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def marked_word(text: str) -> str | None:
+    """The word or letter that a line ends with as the answer: "The answer is (C)."; None without one."""
+    words = WORD.findall(text)
+    return words[-1] if words else None
+
+
+def reference_answer(text: str) -> str:
+    """What a reference says, as LaTeX without delimiters."""
+    found = marked(text)
+    return plain(_unwrapped(text.strip()) if found is None else found)
+
+
+def plain(text: str) -> str:
+    r"""A text without what is written around numbers: `\$32,\!348` is 32,348."""
+    return THOUSANDS.sub(",", MONEY.sub("", text)).strip()
+
+
+def _unwrapped(text: str) -> str:
+    for pattern in WRAPPED:
+        found = pattern.fullmatch(text)
+        if found:
+            return _unwrapped(found[1].strip())
+    return text
+
+
+def _closed(text: str) -> str:
+    """A text up to the brace that closes what was opened before it; empty where none does."""
+    depth = 1
+    for brace in BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[: brace.start()].strip()
+    return ""

@@ -1,0 +1,220 @@
+"""`sla_jax.files`: any text, with or without a mark, line ends of any kind, packed or not, is read alike everywhere."""
+
+import errno
+import gzip
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import generate
+from sla_jax import files
+from sla_jax.config import load_yaml
+from sla_jax.errors import UserError
+from sla_jax.evaluation.entropy import texts
+from sla_jax.evaluation.rows import rows_of
+from sla_jax.files import BadRow, numbered_rows, read_json, read_object, read_pieces, read_rows, read_text
+from sla_jax.training.data_config import DataConfig
+from sla_jax.training.onpolicy_prompts import read_prompts
+from sla_jax.training.resume import METRICS, Log
+from sla_jax.training.sources import open_sources
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+ROWS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_size=5)
+MARKS = st.sampled_from([b"", b"\xef\xbb\xbf"])
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+PACKS: list[Callable[[bytes], bytes]] = [lambda raw: raw, lambda raw: gzip.compress(raw, mtime=0)]
+LINES = (
+    *(b'{"a": 1}\n', b"\n", b" \r\n", b'{"a": "\xc3"}\n'),
+    *(b'{"b": ["\\ud83d"]}\n', b'{"c": "\\ud83d\\ude00"}\n', b'{"d":'),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@given(ROWS, MARKS, ENDS, st.sampled_from(PACKS), st.booleans(), st.lists(st.integers(0, 2), min_size=5, max_size=5))
+def test_rows_are_the_same_however_they_are_saved(
+    place: Path, rows: list[Any], mark: bytes, end: str, pack: Callable[[bytes], bytes], plain: bool, gaps: list[int]
+) -> None:
+    path, whole = place / "a.jsonl", place / "b.json"
+    lines, numbers = [], []
+    for row, gap in zip(rows, gaps, strict=False):
+        lines += ["", " \t"][:gap] + [json.dumps(row, ensure_ascii=plain)]
+        numbers.append(len(lines))
+    path.write_bytes(pack(mark + "".join(line + end for line in lines).encode()))
+    whole.write_bytes(pack(mark + json.dumps(rows, ensure_ascii=plain, indent=1).replace("\n", end).encode()))
+    assert list(numbered_rows(path)) == list(zip(numbers, rows, strict=True))
+    assert list(read_rows(path)) == [(f"{path}, line {n}", row) for n, row in zip(numbers, rows, strict=True)]
+    assert list(read_rows(whole)) == [(f"{whole}, row {n}", row) for n, row in enumerate(rows, 1)]
+    assert read_json(whole) == rows
+
+
+@given(st.text(max_size=60), MARKS, st.sampled_from(PACKS), st.integers(1, 9))
+def test_a_text_is_the_same_however_it_is_saved(
+    place: Path, text: str, mark: bytes, pack: Callable[[bytes], bytes], size: int
+) -> None:
+    path = place / "a.txt"
+    text = f"a {text}".removeprefix("\ufeff")  # the first two bytes say whether it is UTF-16
+    path.write_bytes(pack(mark + text.encode()))
+    wanted = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert read_text(path) == wanted == "".join(read_pieces(path, size))
+    assert [len(piece) <= size for piece in read_pieces(path, size)] == [True] * len(list(read_pieces(path, size)))
+
+
+@given(st.binary(max_size=40))
+def test_bytes_of_any_kind_are_text_or_a_users_error(place: Path, raw: bytes) -> None:
+    path = place / "any.jsonl"
+    path.write_bytes(raw)
+    for read in (lambda: list(read_rows(path)), lambda: read_text(path), lambda: read_json(path)):
+        try:
+            read()
+        except UserError as error:
+            assert str(error).startswith(str(path))
+
+
+def test_what_is_wrong_is_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(LINES))
+    found = dict(numbered_rows(path))
+    bad = {number: str(row) for number, row in found.items() if isinstance(row, BadRow)}
+    assert list(found) == [1, 4, 5, 6, 7] and found[1] == {"a": 1} and found[6] == {"c": "😀"}
+    assert bad == {
+        4: "not UTF-8 text (invalid continuation byte at byte 7)",
+        5: "'b[0]' has half a character (a lone surrogate) at 0",
+        7: "not JSON (Expecting value at column 6); the file ends in this line, which may have been cut off",
+    }
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4: not UTF-8 text"):
+        list(read_rows(path))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4: not UTF-8 text"):
+        read_text(path)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4: not UTF-8 text"):
+        list(read_pieces(path, 3))
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("{}".encode("utf-16"), "is UTF-16 text"),
+        ("{}".encode("utf-16-le"), "is UTF-16 text"),
+        ("{}".encode("utf-16-be"), "is UTF-16 text"),
+        (gzip.compress(b"{}")[:-4], "cannot be read behind line 0"),
+        (gzip.compress(b"".join(b"%d\n" % n for n in range(9999)))[:-99], "cannot be read behind line [1-9]"),
+        (b"[" * 10**5, "not JSON"),
+        (b'[{"a": 1},\n {"a" 2}]', "line 2: not JSON .* at column 7"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
+        (b'["\\ud800"]', "row 1: 'the row' has half a character"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path: Path, raw: bytes, said: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=said):
+        list(read_rows(path))
+
+
+def test_a_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"there is no file .*promts\.jsonl\. Did you mean 'prompts\.jsonl'\?"):
+        list(read_rows(tmp_path / "promts.jsonl"))
+    (tmp_path / "a.csv").write_text("{}")
+    with pytest.raises(UserError, match=r"a\.csv is not a kind of file that is read; these are: \.jsonl"):
+        list(read_rows(tmp_path / "a.csv"))
+    assert list(read_rows(tmp_path / "a.csv", None)) == [(f"{tmp_path}/a.csv, line 1", {})]
+
+
+def test_an_object_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{\r\n"a": 1}')
+    assert read_object(path) == {"a": 1}
+    for text, said in (("[1]", r"holds \[1\]; expected a JSON object"), ('{"a": "\\udc00"}', "'a' has half a char")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            read_object(path)
+
+
+def test_every_door_reads_what_windows_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"id": "a", "prompt": "Hi é", "chosen": "Yes", "rejected": "No", "kind": "heldout", "step": 0, "text": "Hi"}
+    raw = b"\xef\xbb\xbf\r\n" + json.dumps(row, ensure_ascii=False).encode() + b"\r\n"
+    path, log = tmp_path / "a.jsonl", tmp_path / METRICS
+    for file in (path, log):
+        file.write_bytes(raw)
+    source = open_sources(DataConfig(files=(str(path),)), 0)[0]
+    assert (source.place, list(source.rows())) == (f"{path}, line", [(2, row)])
+    assert [field.place for field, _ in rows_of(path)] == [f"{path}, line 2"]
+    assert [prompt.origin for prompt in read_prompts(str(path), "prompt")] == [f"{path}, line 2"]
+    assert Log.heldout(type("Opened", (Log,), {"__init__": lambda self: setattr(self, "path", log)})()) == [row]
+    settings = tmp_path / "a.yaml"
+    settings.write_bytes(b"\xef\xbb\xbffiles: [a.jsonl]\r\nlimit: 3\r\n")
+    assert load_yaml(DataConfig, settings).limit == 3
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert [one.content for one in texts.segments(tmp_path / "a.txt", 4)] == ["one\n", "two"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfHi\r\n")))
+    assert files.read_standard_input() == "Hi\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"so\nH\xff")))
+    with pytest.raises(UserError, match="standard input, line 2: not UTF-8 text"):
+        generate.main([str(tmp_path), "-"])
+
+
+# ---- writing ----
+
+
+def full(*args: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "a.txt"
+    files.write_text(path, "one\n")
+    files.write_array(path.with_name("a.npy"), np.arange(3))
+    assert np.load(path.with_name("a.npy")).tolist() == [0, 1, 2]
+    for write in (lambda: files.write_text(path, "two\n"), lambda: files.write_array(path, np.arange(3))):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.raises(OSError, match="No space left") as caught:
+                write()
+        assert caught.value.filename == str(path) and path.read_text() == "one\n"
+        assert sorted(file.name for file in path.parent.iterdir()) == ["a.npy", "a.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_names_the_file() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        files.append_lines(Path("/dev/full"), ["a\n"])
+
+
+def test_lines_are_appended_and_one_that_was_cut_goes(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.jsonl"
+    files.drop_cut_line(path)
+    assert not path.exists()
+    files.append_lines(path, [files.json_line({"a": "é\u2028"}), files.json_line({"b": 1})])
+    whole = path.read_bytes()
+    assert whole == '{"a": "é\u2028"}\n{"b": 1}\n'.encode()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        files.drop_cut_line(path)
+        assert path.read_bytes() == whole[: whole.rfind(b"\n", 0, cut) + 1]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.json_line({"a": float("nan")})
+
+
+def test_room_is_reserved_before_it_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.reserve(tmp_path / "a.bin", 5000)
+    assert (tmp_path / "a.bin").stat().st_size == 5000
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: '.*b\.bin'"):
+        files.reserve(tmp_path / "b.bin", 5000)
