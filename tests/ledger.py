@@ -61,17 +61,17 @@ class Ledger:
         jax.monitoring.register_event_duration_secs_listener(self.on_duration)
         jax.monitoring.register_event_listener(self.on_event)
 
-    def on_duration(self, event: str, seconds: float, **details: str | int) -> None:
+    def on_duration(self, event: str, duration_secs: float, **details: str | int) -> None:
         """Add a span that has just ended, less the spans inside it."""
         if event not in DURATIONS:
             return
         spans: list[tuple[float, float]] = self.open.__dict__.setdefault("spans", [])
         now, inside = time.monotonic(), 0.0
-        while spans and spans[-1][0] > now - seconds:
+        while spans and spans[-1][0] > now - duration_secs:
             inside += spans.pop()[1]
-        spans[:] = [*spans[-64:], (now, seconds)]
+        spans[:] = [*spans[-64:], (now, duration_secs)]
         kind, account = DURATIONS[event], self.accounts[self.module]
-        account.add({kind: max(seconds - inside, 0.0), "programs": float(kind == "lower")})
+        account.add({kind: max(duration_secs - inside, 0.0), "programs": float(kind == "lower")})
 
     def on_event(self, event: str, **details: str | int) -> None:
         """Count a program that the cache had, or had not."""
