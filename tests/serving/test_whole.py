@@ -59,7 +59,7 @@ def compiling() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, compiling: list[str]) -> Iterator[Whole]:
-    with serving(checkpoint) as server:
+    with serving(checkpoint, reasoning="think") as server:
         assert "service" in compiling
         compiling.clear()
         yield server
@@ -360,3 +360,21 @@ def test_an_engine_that_fails_tells_every_stream(checkpoint):
 
         asyncio.run(go())
         assert "the device is gone" in str(server.service.error)
+
+
+# ---- thinking ----
+
+
+@pytest.mark.parametrize("profile", [profile.name for profile in PROFILES])
+def test_a_thinking_that_was_ended_goes_on_as_its_text_would(whole, client, profile):
+    def say(prompt, tokens=20, **more):
+        options = {"return_token_ids": True, "ignore_eos": True, **more}
+        reply = client.completions.create(model=f"tiny:{profile}", prompt=prompt, max_tokens=tokens, extra_body=options)
+        return reply.choices[0].prompt_token_ids, reply.choices[0].token_ids
+
+    prompt, free = say("So, <think>")
+    _, ended = say("So, <think>", max_thinking_tokens=5)
+    ending = list(whole.opened.tokenizer.backend_tokenizer.encode("\n</think>\n\n", add_special_tokens=False).ids)
+    assert ended[: 5 + len(ending)] == [*free[:5], *ending] and len(ended) == 20
+    _, rest = say([*prompt, *ended[: 5 + len(ending)]], tokens=15 - len(ending))
+    assert ended[5 + len(ending) :] == rest
