@@ -19,7 +19,8 @@ HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
 SERVICE = FakeService(sync=True)
 APP = fake_app(SERVICE)
 JSON = {"content-type": "application/json"}
-POSTS = sorted(path for path, methods in APP.openapi()["paths"].items() if "post" in methods)
+PATHS = APP.openapi()["paths"]
+POSTS = sorted(path for path, methods in PATHS.items() if "requestBody" in methods.get("post", {}))
 
 
 def refused(response, status: int = 400) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def test_hints_that_change_no_answer_are_taken(path):
 def test_no_field_that_is_not_honoured_takes_a_number_or_a_word_that_it_does_not_know(model, data):
     known = {"none", "auto", "medium", 0, 1}
     names = [name for name, field in NoOps.model_fields.items() if field.annotation is Any]
-    name = data.draw(st.sampled_from(sorted(set(names) & set(model.model_fields))))
+    refused = [name for name in names if name in model.model_fields and model.model_fields[name].annotation is Any]
+    name = data.draw(st.sampled_from(sorted(refused)))
     words = st.text(min_size=1).filter(lambda word: word not in known)
     value = data.draw(
         st.integers(min_value=2) | words | st.lists(words, min_size=2) | st.dictionaries(words, words, min_size=1)
