@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named_by_line(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), "is UTF-16 text"),
         ("{}".encode("utf-16-le"), "is UTF-16 text"),
         ("{}".encode("utf-16-be"), "is UTF-16 text"),
-        (gzip.compress(b"{}")[:-4], "cannot be read behind line 0"),
+        (gzip.compress(b"{}", mtime=0)[:-4], "cannot be read behind line 0"),
         (gzip.compress(b"".join(b"%d\n" % n for n in range(9999)))[:-99], "cannot be read behind line [1-9]"),
         (b"[" * 10**5, "not JSON"),
         (b'[{"a": 1},\n {"a" 2}]', "line 2: not JSON .* at column 7"),
