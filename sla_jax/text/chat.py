@@ -76,7 +76,7 @@ def chat_text(
     return before if after.startswith(" ") else before.rstrip()  # the template strips, so that nothing ends in space
 
 
-def text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+def text_of(content: str | Sequence[Any] | None) -> str:
     """A message's content as one text. Raises UserError for parts that are no text."""
     if content is None or isinstance(content, str):
         return content or ""

@@ -159,7 +159,7 @@ def _chosen(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) ->
 
 def _given(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Special tokens by their names: bos_token and the like."""
-    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return dict(tokenizer.special_tokens_map)
 
 
 @functools.lru_cache(maxsize=32)
