@@ -64,6 +64,7 @@ class Neutral:
 
 Nothing = Annotated[Any, Neutral()]
 NothingOrTrue = Annotated[Any, Neutral(True)]
+NothingOrZero = Annotated[Any, Neutral(0)]
 NothingOrChoice = Annotated[Any, Neutral("none", "auto")]
 NothingOrMedium = Annotated[Any, Neutral("medium")]  # OpenAI's default of both
 
@@ -86,6 +87,7 @@ class NoOps(Body):
     spaces_between_special_tokens: bool | None = None
     request_id: str | None = None
     rid: str | list[str] | None = None
+    session_id: str | None = None
     custom_labels: dict[str, Any] | None = None
 
     # OpenAI
@@ -110,6 +112,7 @@ class NoOps(Body):
     chat_template: Nothing = None
     documents: Nothing = None
     early_stopping: Nothing = None
+    ec_transfer_params: Nothing = None
     guided_choice: Nothing = None
     guided_decoding_backend: Nothing = None
     guided_grammar: Nothing = None
@@ -121,19 +124,27 @@ class NoOps(Body):
     include_stop_str_in_output: Nothing = None
     kv_transfer_params: Nothing = None
     length_penalty: Annotated[Any, Neutral(1.0)] = None
+    logprob_token_ids: Nothing = None
     logits_processors: Nothing = None
     media_io_kwargs: Nothing = None
     mm_processor_kwargs: Nothing = None
-    priority: Annotated[Any, Neutral(0)] = None
+    priority: NothingOrZero = None
     prompt_embeds: Nothing = None
     prompt_logprobs: Nothing = None
+    repetition_detection: Nothing = None
+    return_mm_kwargs: NothingOrTrue = None
+    return_prompt_text: Nothing = None
+    return_token_offsets: Nothing = None
     return_tokens_as_token_ids: Nothing = None
+    routed_experts_prompt_start: NothingOrZero = None
+    stream_interval: Annotated[Any, Neutral(1)] = None
     structural_tag: Nothing = None
     structured_outputs: Nothing = None
     truncate_prompt_tokens: Nothing = None
     truncation_side: Nothing = None
     use_beam_search: Nothing = None
     vllm_xargs: Nothing = None
+    watermarking: Nothing = None
 
     # SGLang
     bootstrap_host: Nothing = None
@@ -142,16 +153,29 @@ class NoOps(Body):
     custom_logit_processor: Nothing = None
     custom_params: Nothing = None
     data_parallel_rank: Nothing = None
+    disagg_prefill_dp_rank: Nothing = None
     ebnf: Nothing = None
     extra_key: Nothing = None
+    images_config: Nothing = None
+    input_ids: Nothing = None
     json_schema: Nothing = None
     lora_path: Nothing = None
+    max_dynamic_patch: Nothing = None
+    min_dynamic_patch: Nothing = None
+    ngram_corpus_id: Nothing = None
     no_stop_trim: Nothing = None
+    reasoning: Nothing = None
     regex: Nothing = None
     return_cached_tokens_details: Nothing = None
     return_hidden_states: Nothing = None
+    return_meta_info: Nothing = None
+    return_prompt_token_ids: Nothing = None
     return_routed_experts: Nothing = None
+    routed_dp_rank: Nothing = None
+    routed_experts_start_len: NothingOrZero = None
     separate_reasoning: NothingOrTrue = None
     session_params: Nothing = None
     stop_regex: Nothing = None
     stream_reasoning: NothingOrTrue = None
+    task: Nothing = None
+    use_audio_in_video: Nothing = None

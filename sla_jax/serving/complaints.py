@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from sla_jax.errors import UserError, nearest
-from sla_jax.serving.body import NOT_HONOURED
+from sla_jax.serving.body import NOT_HONOURED, without_nulls
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.text import PreTrainedTokenizerBase, unread_variables
 
@@ -73,7 +73,7 @@ def unknown_fields(model: Any, value: Any) -> Iterator[Path]:
     if not isinstance(value, dict) or not models or any(one.model_config.get("extra") == "forbid" for one in models):
         return
     known = {name: field.annotation for one in models for name, field in one.model_fields.items()}
-    for name, item in value.items():
+    for name, item in without_nulls(value).items():
         if name not in known:
             yield (name,)
         else:

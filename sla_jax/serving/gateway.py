@@ -126,7 +126,9 @@ class Run:
         self._open[name] = part
         for event in said:
             self._events.put_nowait((name, event))
-        if part.request.max_tokens:
+        if self._cancelled:  # before the service knew this one
+            self._events.put_nowait((name, Event(finish="abort")))
+        elif part.request.max_tokens:
             request = dataclasses.replace(part.request, id=name)
             self._places.submit(request, lambda event: self._call(lambda: self._events.put_nowait((name, event))))
 

@@ -182,7 +182,6 @@ def test_wrong_values_name_their_field(field, value):
         {"messages": [{"role": "wizard", "content": "a"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"messages": [{"role": "user", "content": None}]},
-        {"messages": [{"role": "tool", "tool_call_id": "a"}]},
         {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "a"}]}]},
         {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
         {"messages": [{"role": "assistant", "content": [{"type": "text", "refusal": "a"}]}]},
