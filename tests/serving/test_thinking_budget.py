@@ -121,6 +121,17 @@ def test_stop_strings_may_stand_in_what_the_server_says_itself():
     assert service.cancelled == [request.id for request in service.requests]
 
 
+@pytest.mark.parametrize("least", [0, 5, 6])
+def test_so_may_tokens_to_stop_at(least):
+    service = Scripted(Mind(R1, "a b c d e f g h i j k"))
+    close, ending = ids(R1, "</think>")[0], ids(R1, ENDING)
+    assert ending.index(close) == 1
+    options = {"max_thinking_tokens": 4, "stop_token_ids": [close], "min_tokens": least}
+    _, [(thinking, answer, tokens, finish)] = ask(app_of(service, R1), **options)
+    assert tokens[4:6] == ending[:2] and thinking is not None and finish == "stop"
+    assert (len(tokens) == 6, len(service.requests)) == ((True, 1) if least < 6 else (False, 2)), answer
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("n", [1, 2])
 def test_who_hangs_up_after_the_budget_frees_both(stream, n):
