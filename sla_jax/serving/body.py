@@ -5,6 +5,7 @@ model has is not refused here: `complaints.UnknownFields` tells the client of it
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -37,10 +38,15 @@ def without_nulls(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value is not None}
 
 
+def _is_one_of(value: Any, values: Sequence[Any]) -> bool:
+    """Whether a value is among others; 0 is not false, and 1 not true."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
 class Neutral:
     """Lets a field have only a value that asks for nothing: null, false, empty, or one of `values`; it is None then.
 
-    An object counts without its fields that are null or false: {"type": "text", "json_schema": null} is text.
+    An object counts without its fields that are null, false or empty: {"type": "text", "json_schema": null} is text.
     """
 
     def __init__(self, *values: Any):
@@ -49,8 +55,8 @@ class Neutral:
     def check(self, value: Any) -> None:
         """Raise pydantic's error, of the type NOT_HONOURED, for a value that asks for something."""
         if isinstance(value, dict):
-            value = {name: item for name, item in value.items() if item is not None and item is not False}
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self._values):
+            value = {name: item for name, item in value.items() if not _is_one_of(item, EMPTY)}
+        if not _is_one_of(value, self._values):
             allowed = ", ".join(["null", "false", "empty", *map(json.dumps, self._values[len(EMPTY) :])])
             raise PydanticCustomError(NOT_HONOURED, "it may only be {allowed}", {"allowed": allowed})
 

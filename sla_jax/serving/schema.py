@@ -5,7 +5,7 @@ What they have in common is in `body.py`, with the fields that may only ask for 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from sla_jax.decode.sampling import MAX_BIASES, RANGES
 from sla_jax.serving.body import Body, NoOps, Nothing, NothingOrTrue
@@ -24,6 +24,7 @@ Stops = Annotated[
     Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)],
     BeforeValidator(lambda given: [] if given == "" else given),
 ]
+ModelName = Annotated[str | None, AfterValidator(lambda name: name or None)]  # an empty one is none
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
@@ -70,9 +71,7 @@ class Search(Body):
 class Sampled(NoOps):
     """What completions and chats have in common."""
 
-    model: str | None = Field(
-        None, description="MODEL, or MODEL:profile to choose a search. Default: the model served."
-    )
+    model: ModelName = Field(None, description="MODEL, or MODEL:profile to choose a search. Default: the model served.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions.model_validate({})
     n: Annotated[int, Field(ge=1, le=128)] = Field(1, description="Answers to every prompt.")
@@ -142,7 +141,7 @@ class ChatBody(Sampled, Templated):
 class RewardsBody(NoOps):
     """POST /v1/rewards: a prompt or messages, and a response or its token ids."""
 
-    model: str | None = None
+    model: ModelName = None
     prompt: Text | Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     chat_template_kwargs: Variables = {}
@@ -153,7 +152,7 @@ class RewardsBody(NoOps):
 class TokenizeBody(NoOps, Templated):
     """POST /tokenize: a prompt or messages."""
 
-    model: str | None = None
+    model: ModelName = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     return_token_strs: Nothing = None
@@ -162,7 +161,7 @@ class TokenizeBody(NoOps, Templated):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    model: str | None = None
+    model: ModelName = None
     tokens: list[Token]
 
 

@@ -48,7 +48,10 @@ VALUES: dict[str, tuple[list[Any], Any]] = {
     "tool_choice": (["none", "auto"], "required"),
     "function_call": (["none", "auto"], {"name": "f"}),
     "response_format": ([{"type": "text"}, {"type": "text", "json_schema": None}], {"type": "json_object"}),
-    "structured_outputs": ([{"json": None, "regex": None, "json_object": False}], {"json": {"type": "object"}}),
+    "structured_outputs": (
+        [{"json": None, "regex": "", "choice": [], "json_object": False}],
+        {"json": {"type": "object"}, "regex": ""},
+    ),
     "modalities": ([["text"]], ["text", "audio"]),
     "reasoning_effort": (["medium"], "high"),
     "verbosity": (["medium"], "low"),
@@ -156,6 +159,14 @@ def test_no_stop_string_is_none(path, stop):
     assert call(APP, path, {**BODIES[path], "stop": stop}).status_code == 200
 
 
+@pytest.mark.parametrize("path", [TEXT, CHAT, "/v1/rewards", "/tokenize", "/detokenize"])
+def test_no_model_is_the_one_that_is_served(path):
+    for name in (None, "", "tiny"):
+        answer = call(APP, path, {**BODIES[path], "model": name})
+        assert answer.status_code == 200 and answer.json().get("model", "tiny") == "tiny"
+    assert refused(call(APP, path, {**BODIES[path], "model": "large"}), 404)["param"] == "model"
+
+
 @pytest.mark.parametrize("path", [TEXT, CHAT])
 def test_every_field_that_openai_documents_is_known(path):
     """All at once, as null, to a server that refuses what it does not know."""
@@ -231,6 +242,13 @@ def test_null_is_absent_on_messages_and_parts_of_a_strict_server_too():
         messages = [HELLO["messages"][0], {"role": role, "content": [part], "weird": None}]
         answer = call(STRICT, CHAT, {**HELLO, "messages": messages, "max_tokens": 2})
         assert answer.status_code == 200, answer.text
+        assert "x-ignored-fields" not in answer.headers
+
+
+def test_a_body_that_is_no_object_has_no_fields():
+    for app in (APP, STRICT):
+        answer = call(app, TEXT, [{"temperatur": 1}])
+        assert refused(answer)["message"] == "the body has to be a JSON object."
         assert "x-ignored-fields" not in answer.headers
 
 
