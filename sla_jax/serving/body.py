@@ -5,6 +5,7 @@ model has is not refused here: `complaints.UnknownFields` tells the client of it
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
@@ -37,10 +38,15 @@ def without_nulls(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value is not None}
 
 
+def _is_one_of(value: Any, values: Sequence[Any]) -> bool:
+    """Whether a value is among others; 0 is not false, and 1 not true."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
 class Neutral:
     """Lets a field have only a value that asks for nothing: null, false, empty, or one of `values`; it is None then.
 
-    An object counts without its fields that are null or false: {"type": "text", "json_schema": null} is text.
+    An object counts without its fields that are null, false or empty: {"type": "text", "json_schema": null} is text.
     """
 
     def __init__(self, *values: Any):
@@ -49,8 +55,8 @@ class Neutral:
     def check(self, value: Any) -> None:
         """Raise pydantic's error, of the type NOT_HONOURED, for a value that asks for something."""
         if isinstance(value, dict):
-            value = {name: item for name, item in value.items() if item is not None and item is not False}
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self._values):
+            value = {name: item for name, item in value.items() if not _is_one_of(item, EMPTY)}
+        if not _is_one_of(value, self._values):
             allowed = ", ".join(["null", "false", "empty", *map(json.dumps, self._values[len(EMPTY) :])])
             raise PydanticCustomError(NOT_HONOURED, "it may only be {allowed}", {"allowed": allowed})
 
@@ -64,6 +70,7 @@ class Neutral:
 
 Nothing = Annotated[Any, Neutral()]
 NothingOrTrue = Annotated[Any, Neutral(True)]
+NothingOrZero = Annotated[Any, Neutral(0)]
 NothingOrChoice = Annotated[Any, Neutral("none", "auto")]
 NothingOrMedium = Annotated[Any, Neutral("medium")]  # OpenAI's default of both
 
@@ -86,6 +93,7 @@ class NoOps(Body):
     spaces_between_special_tokens: bool | None = None
     request_id: str | None = None
     rid: str | list[str] | None = None
+    session_id: str | None = None
     custom_labels: dict[str, Any] | None = None
 
     # OpenAI
@@ -110,6 +118,7 @@ class NoOps(Body):
     chat_template: Nothing = None
     documents: Nothing = None
     early_stopping: Nothing = None
+    ec_transfer_params: Nothing = None
     guided_choice: Nothing = None
     guided_decoding_backend: Nothing = None
     guided_grammar: Nothing = None
@@ -121,19 +130,27 @@ class NoOps(Body):
     include_stop_str_in_output: Nothing = None
     kv_transfer_params: Nothing = None
     length_penalty: Annotated[Any, Neutral(1.0)] = None
+    logprob_token_ids: Nothing = None
     logits_processors: Nothing = None
     media_io_kwargs: Nothing = None
     mm_processor_kwargs: Nothing = None
-    priority: Annotated[Any, Neutral(0)] = None
+    priority: NothingOrZero = None
     prompt_embeds: Nothing = None
     prompt_logprobs: Nothing = None
+    repetition_detection: Nothing = None
+    return_mm_kwargs: NothingOrTrue = None
+    return_prompt_text: Nothing = None
+    return_token_offsets: Nothing = None
     return_tokens_as_token_ids: Nothing = None
+    routed_experts_prompt_start: NothingOrZero = None
+    stream_interval: Annotated[Any, Neutral(1)] = None
     structural_tag: Nothing = None
     structured_outputs: Nothing = None
     truncate_prompt_tokens: Nothing = None
     truncation_side: Nothing = None
     use_beam_search: Nothing = None
     vllm_xargs: Nothing = None
+    watermarking: Nothing = None
 
     # SGLang
     bootstrap_host: Nothing = None
@@ -142,16 +159,29 @@ class NoOps(Body):
     custom_logit_processor: Nothing = None
     custom_params: Nothing = None
     data_parallel_rank: Nothing = None
+    disagg_prefill_dp_rank: Nothing = None
     ebnf: Nothing = None
     extra_key: Nothing = None
+    images_config: Nothing = None
+    input_ids: Nothing = None
     json_schema: Nothing = None
     lora_path: Nothing = None
+    max_dynamic_patch: Nothing = None
+    min_dynamic_patch: Nothing = None
+    ngram_corpus_id: Nothing = None
     no_stop_trim: Nothing = None
+    reasoning: Nothing = None
     regex: Nothing = None
     return_cached_tokens_details: Nothing = None
     return_hidden_states: Nothing = None
+    return_meta_info: Nothing = None
+    return_prompt_token_ids: Nothing = None
     return_routed_experts: Nothing = None
+    routed_dp_rank: Nothing = None
+    routed_experts_start_len: NothingOrZero = None
     separate_reasoning: NothingOrTrue = None
     session_params: Nothing = None
     stop_regex: Nothing = None
     stream_reasoning: NothingOrTrue = None
+    task: Nothing = None
+    use_audio_in_video: Nothing = None

@@ -9,7 +9,7 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.serving.body import Body, NoOps, Nothing
 from sla_jax.serving.errors import bad
 from sla_jax.serving.replies import Reply
-from sla_jax.serving.schema import MAX_INT, MAX_STOPS, Stop, StopTokens, Text, Token
+from sla_jax.serving.schema import MAX_INT, Stops, StopTokens, Text, Token
 
 SEARCH = "StreamingTreeSearch"
 
@@ -59,7 +59,7 @@ class OriginalBody(NoOps):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] = -1
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stops | None = None
     stop_token_ids: StopTokens = []
     ignore_eos: bool = False
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] = 16

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from sla_jax.errors import UserError, nearest
-from sla_jax.serving.body import NOT_HONOURED
+from sla_jax.serving.body import NOT_HONOURED, without_nulls
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.text import PreTrainedTokenizerBase, unread_variables
 
@@ -39,6 +39,8 @@ class UnknownFields:
         if model is None or not await request.body():
             return
         body = await request.json()
+        if not isinstance(body, dict):
+            return
         unknown = [*unknown_fields(model, body), *self._unread(model, body)]
         if unknown and self._strict:
             raise _unknown(unknown[0], model)
@@ -49,9 +51,9 @@ class UnknownFields:
                 self._told.add(name)
                 log.warning("requests have the field %s, which this server does not know and ignores", name)
 
-    def _unread(self, model: Any, body: Any) -> Iterator[Path]:
+    def _unread(self, model: Any, body: dict[str, Any]) -> Iterator[Path]:
         """The variables without effect; what cannot be a variable is an error later on."""
-        given = body.get("chat_template_kwargs") if isinstance(body, dict) else None
+        given = body.get("chat_template_kwargs")
         if "chat_template_kwargs" in model.model_fields and isinstance(given, dict):
             with contextlib.suppress(UserError):
                 yield from (("chat_template_kwargs", name) for name in unread_variables(self._tokenizer, given))
@@ -73,7 +75,7 @@ def unknown_fields(model: Any, value: Any) -> Iterator[Path]:
     if not isinstance(value, dict) or not models or any(one.model_config.get("extra") == "forbid" for one in models):
         return
     known = {name: field.annotation for one in models for name, field in one.model_fields.items()}
-    for name, item in value.items():
+    for name, item in without_nulls(value).items():
         if name not in known:
             yield (name,)
         else:

@@ -29,7 +29,7 @@ from sla_jax.serving.backend import Backend, Places
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.messages import Chat
 from sla_jax.serving.reasoning import Reasoner, Thinking
-from sla_jax.serving.request import Event, Inspected, Inspection, Request
+from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
 from sla_jax.text import (
     PreTrainedTokenizerBase,
@@ -126,23 +126,31 @@ class Run:
         self._open[name] = part
         for event in said:
             self._events.put_nowait((name, event))
-        if part.request.max_tokens:
+        if self._cancelled:  # before the service knew this one
+            self._events.put_nowait((name, Event(finish="abort")))
+        elif part.request.max_tokens:
             request = dataclasses.replace(part.request, id=name)
             self._places.submit(request, lambda event: self._call(lambda: self._events.put_nowait((name, event))))
 
     def _end_thinking(self, part: Part, last: Event | None = None) -> None:
         """Say the closing tag, as much of it as there is room for, and let the model go on from there.
 
-        `last`: the event at which it was cut; none where it had not begun.
+        An answer that is to end at one of the tag's tokens ends there. `last`: the event at which the thinking was cut;
+        none where it had not begun.
         """
         answer, request = self._answers[part.number], part.request
-        room = request.max_tokens - len(answer.tokens)
+        began, least = len(answer.tokens), request.sampling.min_tokens
+        room = request.max_tokens - began
         ending = self._gateway.reasoner.ending[:room]
-        count, left = len(ending), room - len(ending)
+        ends = (i for i, token in enumerate(ending) if token in request.ends and began + i >= least)
+        stop = next(ends, None)
+        ending = ending if stop is None else ending[: stop + 1]
+        count, left = len(ending), room - len(ending) if stop is None else 0
+        finish: Finish | None = "stop" if stop is not None else None if left else "length"
         sampling = dataclasses.replace(
             request.sampling,
             seed=seed_of(request.sampling.seed, "answer"),
-            min_tokens=max(0, request.sampling.min_tokens - len(answer.tokens) - count),
+            min_tokens=max(0, least - began - count),
         )
         following = dataclasses.replace(
             request,
@@ -151,7 +159,7 @@ class Run:
             sampling=sampling,
             began=None if last is None else part.began,
         )
-        said = Event(tokens=list(ending), logprobs=[0.0] * count, tops=[[]] * count, finish=None if left else "length")
+        said = Event(tokens=list(ending), logprobs=[0.0] * count, tops=[[]] * count, finish=finish)
         self._start(Part(part.number, following, part.began, last or Event()), said)
 
     async def inspect(self, tokens: tuple[int, ...], top_logprobs: int = 0) -> Inspected:

@@ -43,8 +43,8 @@ class Part(Body):
 
 
 def _function(call: dict[str, Any]) -> dict[str, Any]:
-    """A function's call without nulls."""
-    if not isinstance(call.get("name"), str):
+    """A function's call without nulls; an empty one is none."""
+    if call and not isinstance(call.get("name"), str):
         raise ValueError("a call of a function needs the string 'name'")
     return without_nulls(call)
 
@@ -54,7 +54,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     call = without_nulls(call)
     if call.get("type", "function") != "function":
         return call
-    if not isinstance(call.get("function"), dict):
+    if not isinstance(call.get("function"), dict) or not call["function"]:
         raise ValueError("a tool call needs the object 'function'")
     return {**call, "function": _function(call["function"])}
 
@@ -86,7 +86,7 @@ class Message(Body):
     """A turn of a conversation. A developer message is a system message to a template that does not know developers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content | None = Field(None, description="Only assistants and functions may leave it out.")
+    content: Content | None = Field(None, description="Only assistants, tools and functions may leave it out.")
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -100,7 +100,7 @@ class Message(Body):
 
     @model_validator(mode="after")
     def _says_something(self) -> "Message":
-        if self.content is None and self.role not in ("assistant", "function"):
+        if self.content is None and self.role not in ("assistant", "tool", "function"):
             raise ValueError(f"a message of the role {self.role!r} needs a content")
         return self
 
@@ -114,7 +114,7 @@ class Message(Body):
 
         `developer` is the role that the template knows a developer by; `as_text` of `arguments_are_text`.
         """
-        turn = {name: getattr(self, name) for name in TURN if getattr(self, name) not in (None, [])}
+        turn = {name: getattr(self, name) for name in TURN if getattr(self, name) not in (None, [], {})}
         content: Any = self.content
         if isinstance(content, list):
             content = [{"type": "text", "text": part.text if part.type == "text" else part.refusal} for part in content]

@@ -195,7 +195,7 @@ def _order(gateway: Gateway, body: Sampled, profile: Profile, asked: Asked, *, t
         raise bad("return_rewards is set; the model has no reward channel.", "search.return_rewards")
     sampling = _sampling(body, gateway.model.vocabulary)
     _check_profile(profile, sampling, told, top)
-    budget = _thinking_budget(gateway, profile, body.max_thinking_tokens, told.thinking_budget)
+    budget = _thinking_budget(gateway, profile, body)
     return Order(
         model=body.model or gateway.model.name,
         profile=profile,
@@ -246,12 +246,18 @@ def _check_profile(profile: Profile, sampling: Sampling, told: Search, top: int 
         raise bad("return_rewards is set; beam search reads no rewards. /v1/rewards does.", "search.return_rewards")
 
 
-def _thinking_budget(gateway: Gateway, profile: Profile, top: int | None, inner: int | None) -> int | None:
-    """The budget, by either of its names. Raises ApiError where no thinking can be ended."""
-    if top is not None and inner not in (None, top):
-        message = f"max_thinking_tokens is {top} and search.thinking_budget is {inner}; give one."
-        raise bad(message, "max_thinking_tokens")
-    budget, name = (inner, "search.thinking_budget") if top is None else (top, "max_thinking_tokens")
+def _thinking_budget(gateway: Gateway, profile: Profile, body: Sampled) -> int | None:
+    """The budget, by whichever of its names. Raises ApiError where no thinking can be ended."""
+    names = {
+        "max_thinking_tokens": body.max_thinking_tokens,
+        "thinking_token_budget": body.thinking_token_budget,
+        "search.thinking_budget": body.search.thinking_budget,
+    }
+    given = {name: budget for name, budget in names.items() if budget not in (None, -1)}
+    if len(set(given.values())) > 1:
+        said = " and ".join(f"{name} is {budget}" for name, budget in given.items())
+        raise bad(f"{said}; give one.", next(iter(given)))
+    name, budget = next(iter(given.items()), ("", None))
     if budget is not None and not gateway.reasoner.on:
         raise bad(
             f"{name} is {budget}; the model does not think in <think> … </think>, as far as its chat template and its "

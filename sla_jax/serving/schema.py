@@ -5,10 +5,10 @@ What they have in common is in `body.py`, with the fields that may only ask for 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from sla_jax.decode.sampling import MAX_BIASES, RANGES
-from sla_jax.serving.body import Body, NoOps, Nothing
+from sla_jax.serving.body import Body, NoOps, Nothing, NothingOrTrue
 from sla_jax.serving.messages import Message, Templated, Variables
 from sla_jax.serving.request import MAX_STOP_TOKENS
 
@@ -20,6 +20,11 @@ Tokens = Annotated[list[Token], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 StopTokens = Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stops = Annotated[
+    Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)],
+    BeforeValidator(lambda given: [] if given == "" else given),
+]
+ModelName = Annotated[str | None, AfterValidator(lambda name: name or None)]  # an empty one is none
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
@@ -33,7 +38,7 @@ class StreamOptions(Body):
     """How to stream."""
 
     include_usage: bool = Field(False, description="A last chunk without choices says how many tokens were used.")
-    include_obfuscation: Nothing = None
+    include_obfuscation: NothingOrTrue = None  # OpenAI's default; it changes no answer
     continuous_usage_stats: bool = Field(False, description="Every chunk says how many tokens were used so far.")
 
 
@@ -66,9 +71,7 @@ class Search(Body):
 class Sampled(NoOps):
     """What completions and chats have in common."""
 
-    model: str | None = Field(
-        None, description="MODEL, or MODEL:profile to choose a search. Default: the model served."
-    )
+    model: ModelName = Field(None, description="MODEL, or MODEL:profile to choose a search. Default: the model served.")
     stream: bool = False
     stream_options: StreamOptions = StreamOptions.model_validate({})
     n: Annotated[int, Field(ge=1, le=128)] = Field(1, description="Answers to every prompt.")
@@ -82,7 +85,7 @@ class Sampled(NoOps):
     seed: Annotated[int, _range("seed")] | None = Field(
         None, description="Same seed, same answer. Choice 0 uses it as it is, the others seeds made from it."
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: Stops | None = Field(
         None, description="The answer ends before the first of these strings, min_tokens or not."
     )
     stop_token_ids: StopTokens = Field([], description="The answer also ends before these tokens, ignore_eos or not.")
@@ -97,6 +100,9 @@ class Sampled(NoOps):
     min_tokens: Annotated[int, _range("min_tokens")] = Field(0, description="No end token before as many.")
     max_thinking_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
         None, description="Another name of search.thinking_budget."
+    )
+    thinking_token_budget: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = Field(
+        None, description="vLLM's name of search.thinking_budget; -1 is none."
     )
     return_token_ids: bool = Field(False, description="Adds token_ids and prompt_token_ids to the choices.")
     user: str | None = Field(None, description="Written to the access log.")
@@ -135,7 +141,7 @@ class ChatBody(Sampled, Templated):
 class RewardsBody(NoOps):
     """POST /v1/rewards: a prompt or messages, and a response or its token ids."""
 
-    model: str | None = None
+    model: ModelName = None
     prompt: Text | Tokens | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     chat_template_kwargs: Variables = {}
@@ -146,7 +152,7 @@ class RewardsBody(NoOps):
 class TokenizeBody(NoOps, Templated):
     """POST /tokenize: a prompt or messages."""
 
-    model: str | None = None
+    model: ModelName = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     return_token_strs: Nothing = None
@@ -155,7 +161,7 @@ class TokenizeBody(NoOps, Templated):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    model: str | None = None
+    model: ModelName = None
     tokens: list[Token]
 
 

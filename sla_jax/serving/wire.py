@@ -24,10 +24,13 @@ DONE = b"data: [DONE]\n\n"
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON, and nothing that only Python takes for it: NaN, endless numbers, names said twice, halves of characters."""
+    """JSON, and nothing that only Python takes for it: NaN, endless numbers, names said twice, halves of characters.
+
+    A byte order mark before it is no part of it.
+    """
     try:
         value = json.loads(
-            body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct
+            body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct
         )
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode("utf-8")

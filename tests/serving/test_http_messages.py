@@ -126,6 +126,14 @@ def test_any_history_is_written_as_transformers_writes_it(history):
     assert chat_text(TOKENIZER, turns) == wanted
 
 
+def test_a_tool_may_say_nothing_and_an_empty_call_is_none():
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": WEATHER}]}
+    said = [{"role": "tool", "tool_call_id": "a", "content": content} for content in (None, "", [])]
+    texts = {prompt_of([called, turn, {"role": "assistant", "content": "Hm.", "function_call": {}}]) for turn in said}
+    assert len(texts) == 1
+    assert prompt_of([called, said[0]]) == prompt_of([called, {"role": "tool", "tool_call_id": "a"}])
+
+
 @pytest.mark.parametrize("template", [JOINS, PRINTS])
 def test_arguments_are_text_to_a_template_that_joins_or_prints_them(template):
     said = WEATHER["arguments"]

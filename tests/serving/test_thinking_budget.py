@@ -1,6 +1,7 @@
 """A thinking that has a budget is ended when it is used up, and nothing else changes."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -9,12 +10,13 @@ from hypothesis import strategies as st
 
 from sla_jax.decode.cost import Cost
 from sla_jax.serving.accounts import total
-from sla_jax.serving.answer import Answer
+from sla_jax.serving.answer import Answer, Piece
+from sla_jax.serving.gateway import Gateway, Run
 from sla_jax.serving.reasoning import ENDING, Place, Splitter, Thinking
 from sla_jax.serving.request import Event, Finish
 from tests.serving.asgi import WAIT, Caller, call
 from tests.serving.fake import FakeService, fake_app
-from tests.serving.scripted import END, Scripted
+from tests.serving.scripted import CONFIG, END, INFO, Scripted
 from tests.serving.thinker import CHAT, KINDS, QUESTION, R1, TEXT, Mind, app_of, ask, divided, ids
 
 
@@ -106,7 +108,8 @@ def test_rounds_and_counts_go_on():
 
 def test_a_raw_completion_may_have_a_budget_too():
     app = app_of(Scripted(Mind(R1, "a b c d e f g h i j k")), R1)
-    for asked in ({"search": {"thinking_budget": 2}}, {"max_thinking_tokens": 2}):
+    names = ({"search": {"thinking_budget": 2}}, {"max_thinking_tokens": 2}, {"thinking_token_budget": 2})
+    for asked in (*names, {**names[0], **names[1], **names[2]}):
         [choice] = call(app, TEXT, {"prompt": "Hm. <think>\n", "max_tokens": 60, **asked}).json()["choices"]
         assert choice["text"] == "a b" + ENDING + "It is 東."
 
@@ -116,6 +119,17 @@ def test_stop_strings_may_stand_in_what_the_server_says_itself():
     _, [said] = ask(app_of(service, R1), max_thinking_tokens=3, stop=["\n\n"])
     assert said[1] == "" and said[3] == "stop"
     assert service.cancelled == [request.id for request in service.requests]
+
+
+@pytest.mark.parametrize("least", [0, 5, 6])
+def test_so_may_tokens_to_stop_at(least):
+    service = Scripted(Mind(R1, "a b c d e f g h i j k"))
+    close, ending = ids(R1, "</think>")[0], ids(R1, ENDING)
+    assert ending.index(close) == 1
+    options = {"max_thinking_tokens": 4, "stop_token_ids": [close], "min_tokens": least}
+    _, [(thinking, answer, tokens, finish)] = ask(app_of(service, R1), **options)
+    assert tokens[4:6] == ending[:2] and thinking is not None and finish == "stop"
+    assert (len(tokens) == 6, len(service.requests)) == ((True, 1) if least < 6 else (False, 2)), answer
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -139,10 +153,30 @@ def test_who_hangs_up_after_the_budget_frees_both(stream, n):
         assert not thread.is_alive()
 
 
+def test_who_aborts_in_the_moment_in_which_the_budget_is_used_up_gets_no_second_request():
+    service = Scripted(Mind(R1, "a b c d e f g h i j k"))
+    model = dataclasses.replace(INFO, vocabulary=330, context=400)
+    gateway = Gateway(service, model, R1, dataclasses.replace(CONFIG, reasoning="think"))
+
+    async def go() -> list[Piece]:
+        read = await gateway.read("<think>\n")
+        with gateway.reserve(model.profiles[0]) as places:
+            async with Run(gateway, "mine", places) as run:
+                thinking = Thinking(place="inside", split=False, budget=2)
+                run.submit(gateway.request(read, model.profiles[0], 60), thinking=thinking)
+                assert gateway.abort("mine")
+                return [piece async for piece in run]
+
+    pieces = asyncio.run(asyncio.wait_for(go(), WAIT))
+    assert [piece.finish for piece in pieces][-1] == "abort" and len(service.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "fields", "said", "param"),
     [
         ({"max_thinking_tokens": 1, "search": {"thinking_budget": 2}}, {}, "give one", "max_thinking_tokens"),
+        ({"thinking_token_budget": 1, "max_thinking_tokens": 2}, {}, "give one", "max_thinking_tokens"),
+        ({"thinking_token_budget": 0}, {"reasoning": "off"}, "does not think", "thinking_token_budget"),
         ({"max_thinking_tokens": 1}, {"reasoning": "off"}, "does not think", "max_thinking_tokens"),
         ({"search": {"thinking_budget": 1}}, {"reasoning": "off"}, "does not think", "search.thinking_budget"),
         (
@@ -163,7 +197,7 @@ def test_budgets_that_cannot_be_kept_are_refused(body, fields, said, param):
 
 def test_a_budget_of_nothing_asked_is_none():
     service = Scripted(Mind(KINDS["text"], "Yes."))
-    body = {"max_thinking_tokens": None, "search": {"thinking_budget": None}}
+    body = {"max_thinking_tokens": None, "thinking_token_budget": -1, "search": {"thinking_budget": None}}
     assert ask(app_of(service, KINDS["text"], reasoning="auto"), **body)[1][0][1] == "Yes."
 
 
