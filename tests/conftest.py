@@ -30,6 +30,16 @@ ENVIRONMENT = {
     "COLUMNS": "120",
 }
 MAPS = 40_000
+# modules that take minutes: they begin, so that none of them runs on at the end with the other processes idle
+LONGEST = (
+    "training/test_mesh.py",
+    "test_docs.py",
+    "serving/test_whole_answers.py",
+    "training/test_program.py",
+    "training/test_hosts.py",
+    "test_benchmarks.py",
+    "serving/test_whole.py",
+)
 STRICT = {
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
@@ -52,6 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
     settings.load_profile("house")
     config.pluginmanager.register(Ledger(config, ROOT / ".cache" / "ledger.csv"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"tests/{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.location[0], len(places)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

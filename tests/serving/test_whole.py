@@ -59,7 +59,7 @@ def compiling() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Path, compiling: list[str]) -> Iterator[Whole]:
-    with serving(checkpoint, reasoning="think") as server:
+    with serving(checkpoint, reasoning="think", engine={"buckets": (128,)}) as server:
         assert "service" in compiling
         compiling.clear()
         yield server
@@ -337,7 +337,7 @@ def test_nothing_was_compiled_for_requests(whole, compiling):
 
 
 def test_an_engine_that_fails_tells_every_stream(checkpoint):
-    with serving(checkpoint, PROFILES[:1]) as server:
+    with serving(checkpoint, PROFILES[:1], engine={"buckets": (128,)}) as server:
 
         def fail(profile: str) -> None:
             if server.worker.rounds[profile] >= 4:

@@ -147,7 +147,7 @@ def test_the_prefix_cache_is_bounded_and_forgets_the_oldest(checkpoint: Path) ->
 
 def test_a_mesh_gives_the_same_answers(checkpoint: Path, model: Any, expected: dict[str, list[int]]) -> None:
     """Four devices: heads over two, slots over two."""
-    sharded = started(checkpoint, mesh={"data": 2, "tensor": 2})
+    sharded = started(checkpoint, mesh={"data": 2, "tensor": 2}, engine={"buckets": (128,)})
     requests = mixed_requests(tuple(model.end_tokens))
     assert Driver(sharded).run(requests) == expected
     kv = sharded._states["sla"].cache.prefix[0][0]
