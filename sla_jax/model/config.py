@@ -125,7 +125,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise UserError(
-                f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}."
+                f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}; if "
+                "config.json leaves one out, it is the value that transformers takes. Write both into config.json."
             )
         if self.activation != "silu":
             raise UserError(f"hidden_act={self.activation!r} is not supported; this model family uses 'silu'.")
