@@ -256,6 +256,12 @@ def test_contents_come_in_the_form_that_the_template_wants(template, texts):
     assert chat_text(of(template), [{"role": "user", "content": "".join(texts)}]) == wanted
 
 
+def test_a_template_of_parts_that_needs_a_variable_gets_them():
+    strict = of("{% if date is not defined %}{{ raise_exception('no date') }}{% endif %}" + PARTS)
+    assert chat_text(strict, ASK, variables={"date": datetime.date(2024, 7, 26)}) == chat_text(of(PARTS), ASK)
+    assert chat_text(with_template(strict, {"date": "now"}), ASK) == chat_text(of(PARTS), ASK)
+
+
 def test_a_template_of_parts_that_refuses_a_lone_user_gets_them():
     chat = [{"role": "system", "content": "Be brief."}, *ASK]
     strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + PARTS

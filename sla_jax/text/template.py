@@ -9,6 +9,7 @@ settings. Without one it is today.
 import copy
 import datetime
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -106,20 +107,21 @@ def render(
 def takes_parts(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> bool:
     """Whether the template wants contents as lists of parts, [{"type": "text", "text": …}], and loses plain text."""
     bound = getattr(tokenizer, "chat_rendering", Rendering())
-    given = tuple((name, str(value)) for name, value in _given(tokenizer).items())
-    return _loses_text(_chosen(tokenizer, {**bound.variables, **variables}), given)
+    given = {**bound.variables, **variables}
+    values = json.dumps({**_given(tokenizer), **given}, sort_keys=True, default=str)
+    return _loses_text(_chosen(tokenizer, given), values)
 
 
 @functools.lru_cache(maxsize=32)
-def _loses_text(template: str, given: tuple[tuple[str, str], ...]) -> bool:
-    """Tried with a marker. A template that merely prints a list as Python does is none that wants one."""
+def _loses_text(template: str, given: str) -> bool:
+    """Tried with a marker and the variables of the JSON `given`. A template that merely prints a list as Python does is none that wants one."""
 
     def shows(content: str | list[dict[str, str]]) -> bool:
         for roles in OPENINGS:
             chat = [{"role": role, "content": content} for role in roles]
-            values = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": True}
+            values = {"tools": None, "documents": None, **json.loads(given)}
             try:
-                said = str(_compiled(template).render(**dict(given), **values))
+                said = str(_compiled(template).render({**values, "messages": chat, "add_generation_prompt": True}))
             except Exception:  # it is tried, and may refuse anything
                 continue
             return MARKER in said and repr(MARKER) not in said
