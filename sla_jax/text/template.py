@@ -114,7 +114,9 @@ def takes_parts(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]
 
 @functools.lru_cache(maxsize=32)
 def _loses_text(template: str, given: str) -> bool:
-    """Tried with a marker and the variables of the JSON `given`. A template that merely prints a list as Python does is none that wants one."""
+    """Tried with a marker and the variables of the JSON `given`.
+
+    A template that merely prints a list as Python does is none that wants one."""
 
     def shows(content: str | list[dict[str, str]]) -> bool:
         for roles in OPENINGS:
