@@ -80,13 +80,16 @@ def text_of(content: str | Sequence[Any] | None) -> str:
     """A message's content as one text. Raises UserError for parts that are no text."""
     if content is None or isinstance(content, str):
         return content or ""
+    texts = list[str]()
     for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else part
             raise UserError(
                 f"a message's content has a part {kind!r}; expected text alone: {{'type': 'text', 'text': '…'}}."
             )
-    return "".join(part["text"] for part in content)
+        texts.append(text)
+    return "".join(texts)
 
 
 def response_ids(
