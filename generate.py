@@ -169,7 +169,8 @@ def main(argv: list[str]) -> None:
         terminal.print_json(chunks)
     elif args.compare:
         other = model.stream(prompt, search=sla_jax.Greedy(chunk=args.search.chunk or 10), **common)
-        columns = terminal.print_beside({"greedy": other, terminal.describe(decoder): chunks}, model.tokenizer)
+        before = model.prompt_ids(text) if args.raw else []
+        columns = terminal.print_beside({"greedy": other, terminal.describe(decoder): chunks}, model.tokenizer, before)
         if args.picture:
             terminal.save_picture(columns, args.picture, title=text)
     else:

@@ -254,12 +254,12 @@ class LanguageModel:
         self._require_channel("reading rewards")
         check_variables(self.tokenizer, template)
         prompt, answer = response_ids(self.tokenizer, messages, response, variables=template)
-        check_vocabulary(self.tokenizer, [*prompt, *answer], self.config.vocab_size, "the conversation")
         return self.token_rewards(prompt, answer)
 
     def token_rewards(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
-        """One reward per response token, from one forward pass."""
+        """One reward per response token, from one forward pass. Raises UserError for a token without an embedding."""
         ids = [*prompt, *response]
+        check_vocabulary(self.tokenizer, ids, self.config.vocab_size, "the conversation")
         padded = np.zeros((1, bucket(len(ids))), np.int32)
         padded[0, : len(ids)] = ids
         return np.asarray(self._rewards(self.config, self.policy, padded))[0, len(prompt) : len(ids)].tolist()

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,14 @@ def _progress(chunk: Chunk) -> dict[str, Any]:
     return {"round": chunk.round, "phase": chunk.phase, **counts, "candidates": [one._asdict() for one in chunk.ended]}
 
 
-def print_beside(answers: Mapping[str, Iterable[Chunk]], tokenizer: Any) -> dict[str, "Column"]:
-    """Several answers at once, a column each, their rounds taken in turn; one after the other if not on a terminal."""
+def print_beside(
+    answers: Mapping[str, Iterable[Chunk]], tokenizer: Any, before: Sequence[int] = ()
+) -> dict[str, "Column"]:
+    """Several answers at once, a column each, their rounds taken in turn; one after the other if not on a terminal.
+
+    `before` are the tokens of a text that the answers go on from."""
     console = Console()
-    columns = {name: Column(name, tokenizer) for name in answers}
+    columns = {name: Column(name, tokenizer, before) for name in answers}
     if not console.is_terminal:
         for name, chunks in answers.items():
             print(f"\n── {name} ──", flush=True)
@@ -180,9 +184,9 @@ def save_picture(columns: Mapping[str, "Column"], path: Path, *, title: str) -> 
 class Column:
     """One answer's text, token by token, with rewards."""
 
-    def __init__(self, name: str, tokenizer: Any):
+    def __init__(self, name: str, tokenizer: Any, before: Sequence[int] = ()):
         self.name, self.tally = name, Tally()
-        self.stream = TextStream(tokenizer)
+        self.stream = TextStream(tokenizer, before)
         self.pieces: list[tuple[str, float]] = []
         self.done = False
 

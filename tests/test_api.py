@@ -50,6 +50,9 @@ def test_rewards_of_a_response_cover_its_end_of_turn(model):
     prompt = model.prompt_ids(MESSAGES)
     answer = [*model.tokenizer("It is 42.", add_special_tokens=False)["input_ids"], 2]
     np.testing.assert_allclose(rewards, model.token_rewards(prompt, answer), atol=1e-6)
+    for token in (-1, model.config.vocab_size):
+        with pytest.raises(UserError, match=f"the conversation: the token {token} has no embedding"):
+            model.token_rewards(prompt, [token])
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 9])

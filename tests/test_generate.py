@@ -10,8 +10,9 @@ from rich.console import Console
 import convert
 import generate
 import sla_jax
-from sla_jax import terminal
+from sla_jax import loading, terminal
 from sla_jax.errors import UserError, front_door
+from tests import tiny
 from tests.programs import run_program
 from tests.tiny import CHATML
 
@@ -67,6 +68,22 @@ def test_side_by_side_columns_hold_the_whole_answers_in_colour(checkpoint):
     rest = sum(len(chunk.token_ids) for chunk in chunks[1:])
     assert f"then {rest / (0.5 * (len(chunks) - 1)):.1f} tokens/s" in column.tally.line()
     assert column.done and "\x1b[38;2;" in drawn.getvalue()
+
+
+def test_a_column_goes_on_from_the_prompt_as_its_answer_does(checkpoint, monkeypatch, capsys):
+    """A SentencePiece tokenizer drops the space in front of a whole text, and an answer to a raw prompt is none."""
+    tokenizer, seen = tiny.sentencepiece_tokenizer(), []
+    monkeypatch.setattr(loading, "load_tokenizer", lambda directory: tokenizer)
+    monkeypatch.setattr(terminal, "save_picture", lambda columns, *_, **__: seen.extend(columns.values()))
+    space = tokenizer.convert_tokens_to_ids("▁")
+    flags = ["--raw", "--compare", "greedy", "--picture", "x.svg", "--sampling.logit-bias", str(space), "100"]
+    generate.main([checkpoint, "Hello", *flags, *SMALL, "--max-tokens", "3"])
+    assert [_text(column) for column in seen] == ["   ", "   "]
+    assert capsys.readouterr().out.count("   \n") == 2
+
+
+def _text(column):
+    return "".join(piece for piece, _ in column.pieces)
 
 
 def test_raw_and_system_change_what_the_model_reads(checkpoint, capsys):

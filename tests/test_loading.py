@@ -122,6 +122,10 @@ def test_the_token_that_closes_a_turn(template, expected):
         assert response_ids(tokenizer, CHAT, "Yes.")[1][-1] == expected
 
 
+def test_a_template_that_refuses_a_lone_user_closes_turns_too():
+    assert turn_end(byte_level_tokenizer(template="{{ messages[2].role.x }}" + CHATML)) == TURN_END
+
+
 def test_an_end_of_turn_that_is_not_marked_special_counts():
     """It is one token, and the last that training scores."""
     tokenizer = byte_level_tokenizer(template=CHATML.replace("<|im_end|>", "<end_of_turn>"))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sla_jax.text import TextStream, decode, spell
+from sla_jax.text.stream import ENOUGH
 from tests import tiny
 
 BYTES, PIECES = tiny.byte_level_tokenizer(), tiny.sentencepiece_tokenizer()
@@ -171,6 +172,18 @@ def test_tokenizers_of_other_kinds_are_decoded_in_windows(make: Callable[[], Tok
     assert "".join(stream.push([token]) for token in ids) + stream.finish() == at_once(tokenizer, ids)
     whole = at_once(tokenizer, ids)
     assert at_once(tokenizer, ids[:cut]) + decode(tokenizer, ids[cut:], ids[:cut]) == whole
+
+
+@given(silent=st.lists(st.sampled_from([-1, 6, 7]), max_size=40), long=st.integers(0, 400))
+def test_a_token_costs_the_same_however_long_the_text_is(silent, long):
+    backend = word_piece()
+    backend.add_special_tokens(["[PAD]"])  # 6, and there is no 7
+    stream, decoded = TextStream(PreTrainedTokenizerFast(tokenizer_object=backend), [1, 2] * long), list[int]()
+    read = stream._open._decode
+    stream._open._decode = lambda ids: decoded.extend(ids) or read(ids)
+    said = "".join(stream.push([token]) for token in [*silent, 2, *silent, 3, *silent]) + stream.finish()
+    assert said == (" twos" if long else "twos")
+    assert len(decoded) <= 3 * (2 * ENOUGH + 2)
 
 
 @given(ids=st.lists(st.integers(0, 5), max_size=12))

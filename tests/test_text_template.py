@@ -16,6 +16,7 @@ from sla_jax.text import (
     check_variables,
     response_ids,
     text_of,
+    turn_end,
     unread_variables,
     with_template,
 )
@@ -47,6 +48,7 @@ TOOLS = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 TRIM = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}<|im_end|>{% endfor %}"
+DEEP = "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"é": 1}}}
 MESSAGE = st.one_of(
@@ -117,6 +119,9 @@ def test_what_cannot_be_continued_is_refused():
         ("{{ 'a' | no_such_filter }}", "no_such_filter"),
         ("{{ raise_exception('user first') }}", "(user first)"),
         ("{{ int('x') }}", "'int' is undefined"),
+        ("{{ raise_exception('two\n  lines') }}", "(two lines)"),
+        ("{{ raise_exception('') }}", "(TemplateError)"),
+        (DEEP, "RecursionError"),
     ],
 )
 def test_whatever_a_template_raises_is_told(template, said):
@@ -150,6 +155,13 @@ def test_a_choice_that_is_none_names_the_templates():
         chat_ids(two, ASK, variables={"chat_template": "rga"})
     with pytest.raises(UserError, match="there is no chat template '{{ messages }}'; this tokenizer has: default"):
         chat_ids(of(CHATML), ASK, variables={"chat_template": "{{ messages }}"})
+
+
+@pytest.mark.parametrize("template", [5, True, {"default": 5}, {"default": CHATML, "rag": None}])
+def test_a_template_that_is_no_text_is_told(template):
+    with pytest.raises(UserError, match="chat_template is .*; expected a text, or a list of {name, template}"):
+        chat_ids(of(template), ASK)
+    assert turn_end(of(template)) is None, "a plain prompt goes without it"
 
 
 # ---- variables ----
@@ -190,6 +202,8 @@ def test_variables_that_nobody_reads_are_told():
         with_template(of(CHATML), {"enable_thinking": False})
     with pytest.raises(UserError, match="has no chat template"):
         with_template(of(None), {"enable_thinking": False})
+    with pytest.raises(UserError, match="cannot be read .RecursionError"):
+        with_template(of(DEEP), {"enable_thinking": False})
     assert chat_text(tokenizer, ASK, variables={"x": 1}) == chat_text(tokenizer, ASK), "rendering itself is not strict"
 
 
@@ -240,6 +254,19 @@ def test_contents_come_in_the_form_that_the_template_wants(template, texts):
     wanted = f"<|im_start|>user\n{''.join(texts)}<|im_end|>\n<|im_start|>assistant\n"
     assert chat_text(of(template), [{"role": "user", "content": parts}]) == wanted
     assert chat_text(of(template), [{"role": "user", "content": "".join(texts)}]) == wanted
+
+
+def test_a_template_of_parts_that_needs_a_variable_gets_them():
+    strict = of("{% if date is not defined %}{{ raise_exception('no date') }}{% endif %}" + PARTS)
+    assert chat_text(strict, ASK, variables={"date": datetime.date(2024, 7, 26)}) == chat_text(of(PARTS), ASK)
+    assert chat_text(with_template(strict, {"date": "now"}), ASK) == chat_text(of(PARTS), ASK)
+
+
+def test_a_template_of_parts_that_refuses_a_lone_user_gets_them():
+    chat = [{"role": "system", "content": "Be brief."}, *ASK]
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + PARTS
+    assert chat_text(of(strict), chat) == chat_text(of(PARTS), chat)
+    assert "Be brief." in chat_text(of(PARTS), chat)
 
 
 def test_a_response_to_a_template_of_parts_ends_where_its_turn_does():

@@ -34,7 +34,8 @@ FORMAT = 1
 MARKER = "sla_jax.json"
 TRAIN_CONFIG = "train.yaml"
 DTYPES = ("float32", "bfloat16", "float16")
-# what is kept of a Hugging Face directory beside weights and config.json
+TEMPLATES = "additional_chat_templates/*.jinja"  # where transformers 5 puts all chat templates but the default one
+# what is kept of a Hugging Face directory beside weights and config.json, as patterns
 EXTRAS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,6 +43,7 @@ EXTRAS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    TEMPLATES,
     "generation_config.json",
     "tokenizer.model",
     "vocab.json",
@@ -128,8 +130,7 @@ def write(
         dtypes = _write_params(part / "params", params, shapes)
         if first:
             files = _files(extras) if train_config is None else {**_files(extras), TRAIN_CONFIG: train_config.encode()}
-            for name, content in files.items():
-                (part / name).write_bytes(content)
+            write_extras(part, files)
             _write_json(part / "config.json", raw_config)
             described = {name: {"shape": shapes[name], "dtype": dtypes[name]} for name in shapes}
             marker = {"format": FORMAT, "parameters": described, "provenance": dict(provenance)}
@@ -305,7 +306,20 @@ def raw_with_dtype(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _files(extras: Extras) -> dict[str, bytes]:
     if isinstance(extras, Mapping):
         return {name: text.encode() if isinstance(text, str) else text for name, text in extras.items()}
-    return {name: (extras / name).read_bytes() for name in EXTRAS if (extras / name).is_file()}
+    return read_extras(extras)
+
+
+def read_extras(directory: Path) -> dict[str, bytes]:
+    """The files of EXTRAS that a directory has, by their path in it."""
+    found = [path for pattern in EXTRAS for path in sorted(directory.glob(pattern)) if path.is_file()]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
+
+
+def write_extras(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write what `read_extras` gave."""
+    for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -125,7 +125,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise UserError(
-                f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}."
+                f"num_attention_heads={self.heads} is not a multiple of num_key_value_heads={self.kv_heads}; if "
+                "config.json leaves one out, it is the value that transformers takes. Write both into config.json."
             )
         if self.activation != "silu":
             raise UserError(f"hidden_act={self.activation!r} is not supported; this model family uses 'silu'.")
@@ -213,8 +214,17 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 
 
 def _scaling(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_scaling` (transformers < 5), whose kind was called `type` at first, or `rope_parameters` (≥ 5)."""
-    return dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    """`rope_scaling` (transformers < 5), whose kind was called `type` at first, or `rope_parameters` (≥ 5).
+
+    Raises UserError for anything but one object, such as one for each type of layer."""
+    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    found = raw.get(name) or {}
+    if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
+        raise UserError(
+            f"config.json: {name}={found!r:.120}; expected one rotation for all layers, such as "
+            "{'rope_type': 'linear', 'factor': 2.0}."
+        )
+    return dict(found)
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:

@@ -19,7 +19,7 @@ from typing import Any
 
 from sla_jax.scoring.candidate import Message
 from sla_jax.scoring.rows import Row
-from sla_jax.text import MARKER, chat_ids, chat_text
+from sla_jax.text import MARKER, chat_ids, chat_text, check_characters, encode
 
 TAG, GOOD, BAD, EXTRA = "ки", "+", "-", "<extra_0>"
 Layout = Callable[[Any, list[Message], Sequence[str], str], Row]  # tokenizer, conversation, steps, separator
@@ -95,7 +95,7 @@ def _plain(messages: list[Message]) -> str:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+    return encode(tokenizer, text)
 
 
 def _joined(prompt: list[int], steps: Sequence[list[int]], end: list[int]) -> Row:
@@ -109,6 +109,7 @@ def _joined(prompt: list[int], steps: Sequence[list[int]], end: list[int]) -> Ro
 
 def _located(tokenizer: Any, text: str, ends: Sequence[int], *, add_special_tokens: bool) -> Row:
     """Text as one encoding, and the last token that begins before each of the characters `ends`."""
+    check_characters(text)
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
     spelled = [token for token, (begin, end) in enumerate(encoding.offsets) if end > begin]
     begins = [encoding.offsets[token][0] for token in spelled]

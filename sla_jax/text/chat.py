@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sla_jax.errors import UserError
-from sla_jax.text.template import MARKER, NO_VARIABLES, render, takes_parts
+from sla_jax.text.template import MARKER, NO_VARIABLES, OPENINGS, render, takes_parts
 from sla_jax.text.tokenizer import PreTrainedTokenizerBase, encode, encode_behind
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of what was thought; templates read the first
@@ -18,8 +18,8 @@ CONTINUE = f"{MARKER} "  # put behind a message that is to be continued; its spa
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
-    *,
     add_generation_prompt: bool = True,
+    *,
     continue_final_message: bool = False,
     variables: Mapping[str, Any] = NO_VARIABLES,
 ) -> list[int]:
@@ -40,8 +40,8 @@ def chat_ids(
 def chat_text(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
-    *,
     add_generation_prompt: bool = True,
+    *,
     continue_final_message: bool = False,
     variables: Mapping[str, Any] = NO_VARIABLES,
 ) -> str:
@@ -80,13 +80,16 @@ def text_of(content: str | Sequence[Any] | None) -> str:
     """A message's content as one text. Raises UserError for parts that are no text."""
     if content is None or isinstance(content, str):
         return content or ""
+    texts = list[str]()
     for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else part
             raise UserError(
                 f"a message's content has a part {kind!r}; expected text alone: {{'type': 'text', 'text': '…'}}."
             )
-    return "".join(part["text"] for part in content)
+        texts.append(text)
+    return "".join(texts)
 
 
 def response_ids(
@@ -129,13 +132,15 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token with which the chat template closes an assistant's turn: the last one of `response_ids`.
 
     None where a turn ends with text, or where there is no template or it fails on a plain chat."""
-    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MARKER}]
-    try:
-        text = chat_text(tokenizer, chat, add_generation_prompt=False)
-    except UserError:  # a template that needs more than these messages says nothing here
-        return None
-    ids = encode(tokenizer, _end_of_turn(tokenizer, text.rpartition(MARKER)[2])) if MARKER in text else []
-    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+    for roles in OPENINGS:
+        chat = [*({"role": role, "content": "Hi"} for role in roles), {"role": "assistant", "content": MARKER}]
+        try:
+            text = chat_text(tokenizer, chat, add_generation_prompt=False)
+        except UserError:  # a template that needs more than these messages says nothing here
+            continue
+        ids = encode(tokenizer, _end_of_turn(tokenizer, text.rpartition(MARKER)[2])) if MARKER in text else []
+        return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else None
+    return None
 
 
 def _plain(message: Mapping[str, Any], parts: bool) -> dict[str, Any]:

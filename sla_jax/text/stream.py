@@ -6,6 +6,7 @@ What a token adds to a text is known exactly for the two kinds of tokenizer that
 
 import codecs
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -128,14 +129,9 @@ class _Pieces:
         return text
 
     def skip(self, before: Sequence[int]) -> None:
-        """Take tokens as said. What is still open at their end is a matter of the last few."""
-        last, found = len(before), 0
-        while last and found < ENOUGH:
-            last -= 1
-            token = int(before[last])
-            found += token not in self._special and token >= 0 and bool(self._backend.id_to_token(token))
-        for token in before[last:]:
-            self.push(int(token))
+        """Take tokens as said."""
+        for token in _end_of(before, self._backend, self._special):
+            self.push(token)
 
     def _said(self, text: str) -> str:
         while text and self._strip:
@@ -151,11 +147,14 @@ class _Windows:
     """Decoding of the last few tokens with and without the newest."""
 
     def __init__(self, backend: Tokenizer, skip_special_tokens: bool):
-        self._backend, self._skip = backend, skip_special_tokens
+        self._backend = backend
+        self._special = _special(backend) if skip_special_tokens else set[int]()
         self._ids: list[int] = []
         self._start = self._read = 0  # of `_ids`, [start, read) is context and the rest is held back
 
     def push(self, token: int) -> str:
+        if not _speaks(self._backend, self._special, token):
+            return ""
         self._ids.append(token)
         return self._more(whole=False)
 
@@ -165,7 +164,7 @@ class _Windows:
         return text
 
     def skip(self, before: Sequence[int]) -> None:
-        self._ids = [int(token) for token in before]
+        self._ids = _end_of(before, self._backend, self._special)
         self._read = len(self._ids)
 
     def _more(self, *, whole: bool) -> str:
@@ -176,7 +175,18 @@ class _Windows:
         return new[len(old) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._backend.decode([token for token in ids if token >= 0], skip_special_tokens=self._skip)
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+
+def _speaks(backend: Tokenizer, special: set[int], token: int) -> bool:
+    """Whether a token has a text."""
+    return token >= 0 and token not in special and bool(backend.id_to_token(token))
+
+
+def _end_of(before: Sequence[int], backend: Tokenizer, special: set[int]) -> list[int]:
+    """The last few tokens with a text: what is still open at the end of a text is a matter of these."""
+    speaking = (token for token in map(int, reversed(before)) if _speaks(backend, special, token))
+    return list(itertools.islice(speaking, ENOUGH))[::-1]
 
 
 def _kind_of(backend: Tokenizer) -> _Kind | None:

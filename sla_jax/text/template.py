@@ -9,6 +9,7 @@ settings. Without one it is today.
 import copy
 import datetime
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ RESERVED = (
 )
 CHOICE = "chat_template"  # the variable that names one of several templates
 IMPLIED = ("tools", "documents", CHOICE)  # templates need not read these
+# the roles of conversations with which a template is tried; some refuse one without a system message
+OPENINGS = (("user",), ("system", "user"))
 
 
 class Rendering(NamedTuple):
@@ -104,21 +107,27 @@ def render(
 def takes_parts(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> bool:
     """Whether the template wants contents as lists of parts, [{"type": "text", "text": …}], and loses plain text."""
     bound = getattr(tokenizer, "chat_rendering", Rendering())
-    given = tuple((name, str(value)) for name, value in _given(tokenizer).items())
-    return _loses_text(_chosen(tokenizer, {**bound.variables, **variables}), given)
+    given = {**bound.variables, **variables}
+    values = json.dumps({**_given(tokenizer), **given}, sort_keys=True, default=str)
+    return _loses_text(_chosen(tokenizer, given), values)
 
 
 @functools.lru_cache(maxsize=32)
-def _loses_text(template: str, given: tuple[tuple[str, str], ...]) -> bool:
-    """Tried with a marker. A template that merely prints a list as Python does is none that wants one."""
+def _loses_text(template: str, given: str) -> bool:
+    """Tried with a marker and the variables of the JSON `given`.
+
+    A template that merely prints a list as Python does is none that wants one."""
 
     def shows(content: str | list[dict[str, str]]) -> bool:
-        values = {"messages": [{"role": "user", "content": content}], "tools": None, "documents": None}
-        try:
-            said = str(_compiled(template).render(**dict(given), **values, add_generation_prompt=True))
-        except Exception:  # it is tried, and may refuse anything
-            return False
-        return MARKER in said and repr(MARKER) not in said
+        for roles in OPENINGS:
+            chat = [{"role": role, "content": content} for role in roles]
+            values = {"tools": None, "documents": None, **json.loads(given)}
+            try:
+                said = str(_compiled(template).render({**values, "messages": chat, "add_generation_prompt": True}))
+            except Exception:  # it is tried, and may refuse anything
+                continue
+            return MARKER in said and repr(MARKER) not in said
+        return False
 
     return not shows(MARKER) and shows([{"type": "text", "text": MARKER}])
 
@@ -143,6 +152,11 @@ def _chosen(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) ->
         )
     if isinstance(templates, str):
         templates = {"default": templates}
+    if not isinstance(templates, Mapping) or not all(isinstance(one, str) for one in templates.values()):
+        raise UserError(
+            f"this tokenizer's chat_template is {templates!r:.80}; expected a text, or a list of {{name, template}} "
+            "with a text each. Correct tokenizer_config.json, or put the template into chat_template.jinja."
+        )
     if name is None:
         usual = [*(["tool_use"] if variables.get("tools") else []), "default"]
         name = next((one for one in usual if one in templates), next(iter(templates)) if len(templates) == 1 else None)
@@ -154,7 +168,7 @@ def _chosen(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) ->
     if name not in templates:
         shown, known = str(name)[:40], ", ".join(templates)
         raise UserError(f"there is no chat template {shown!r}; this tokenizer has: {known}.{nearest(shown, templates)}")
-    return str(templates[name])
+    return templates[name]
 
 
 def _given(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -173,12 +187,12 @@ def _compiled(template: str) -> Any:
 @functools.lru_cache(maxsize=32)
 def _names(template: str) -> frozenset[str]:
     """All variables that a template reads. Raises UserError if it is no template."""
-    from jinja2 import TemplateError, meta
+    from jinja2 import meta
 
     try:
         return frozenset(meta.find_undeclared_variables(_compiled(template).environment.parse(template)))
-    except TemplateError as error:
-        raise UserError(f"the chat template cannot be read ({error}).") from None
+    except Exception as error:  # nested too deeply, it is a RecursionError
+        raise UserError(f"the chat template cannot be read ({_reason(error)}).") from None
 
 
 def _clock(date: str | None) -> Callable[[str], str]:
@@ -187,8 +201,13 @@ def _clock(date: str | None) -> Callable[[str], str]:
 
 
 def _refused(error: Exception, messages: Sequence[Mapping[str, Any]]) -> UserError:
+    roles = ", ".join(str(message["role"]) for message in messages)
+    return UserError(f"the chat template refuses these messages ({_reason(error)}); their roles are: {roles}.")
+
+
+def _reason(error: Exception) -> str:
+    """What a template raised, in one line; what it says itself as it says it."""
     from jinja2 import TemplateError
 
-    reason = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-    roles = ", ".join(str(message["role"]) for message in messages)
-    return UserError(f"the chat template refuses these messages ({reason}); their roles are: {roles}.")
+    said, kind = " ".join(str(error).split()), type(error).__name__
+    return said if said and isinstance(error, TemplateError) else f"{kind}: {said}" if said else kind

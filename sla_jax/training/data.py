@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from sla_jax.checkpoint.staging import staged
+from sla_jax.checkpoint.store import TEMPLATES
 from sla_jax.errors import UserError
 from sla_jax.files import BadRow
 from sla_jax.training.data_config import DataConfig, Task, check_task
@@ -149,12 +150,16 @@ def _key(
     data: DataConfig, task: Task, directory: Path, vocabulary: int | None, sources: Sequence[Source], seed: int
 ) -> str:
     """Whatever decides the tokens, hashed. Names of files are not in it; the seed is where it chooses rows."""
-    files = [directory / name for name in TOKENIZER_FILES]
+    files, templates = [directory / name for name in TOKENIZER_FILES], sorted(directory.glob(TEMPLATES))
+    named = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in templates]
     facts = {
         "format": FORMAT,
         "task": task,
         "contents": [[source.content, source.split, source.wanted, source.part] for source in sources],
-        "tokenizer": [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files],
+        "tokenizer": [
+            *(hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None for file in files),
+            *named,
+        ],
         "vocabulary": vocabulary,
         "settings": {name: getattr(data, name) for name in DECIDING},
         "weights": [source.weight for source in data.sources],

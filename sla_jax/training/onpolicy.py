@@ -141,7 +141,7 @@ def language_model(config: PairsConfig) -> Loaded:
 def tokenized(config: PairsConfig, model: Loaded, prompts: Sequence[Prompt]) -> tuple[list[Ready], Counter[str]]:
     """The prompts that are answered, with their ids, and how many were left out and why."""
     sizes = {"context": model.config.max_positions, "vocabulary": model.config.vocab_size}
-    ready = [Ready(prompt, chat_ids(model.tokenizer, prompt.messages)) for prompt in prompts]
+    ready = [Ready(prompt, _ids(model, prompt)) for prompt in prompts]
     fitting = {one.prompt.id: one for one in ready if len(one.ids) <= config.max_prompt_tokens}
     taken = [fitting[prompt.id] for prompt in cut([one.prompt for one in fitting.values()], config.limit)]
     if not taken:
@@ -151,6 +151,13 @@ def tokenized(config: PairsConfig, model: Loaded, prompts: Sequence[Prompt]) -> 
         check_prompt(one.ids, config.max_tokens, **sizes)
     counts = {"too_long": len(ready) - len(fitting), "over_limit": len(fitting) - len(taken), "used": len(taken)}
     return taken, Counter(counts)
+
+
+def _ids(model: Loaded, prompt: Prompt) -> list[int]:
+    try:
+        return chat_ids(model.tokenizer, prompt.messages)
+    except UserError as error:
+        raise UserError(f"{prompt.origin}: {error}") from None
 
 
 def _fingerprint(prompts: Sequence[Ready]) -> str:

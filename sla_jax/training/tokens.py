@@ -251,8 +251,16 @@ def _kept(
     kept = min(prompt, rules.max_prompt_length)
     if kept + response <= rules.max_length:
         return kept
-    last_turn = min(kept, len(chat_ids(tokenizer, messages[-1:])))
-    return max(rules.max_length - response, last_turn)
+    return max(rules.max_length - response, min(kept, _last_turn(tokenizer, messages)))
+
+
+def _last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> int:
+    """How many tokens the last message has by itself, or with the system's where the template refuses it alone."""
+    *before, last = messages
+    try:
+        return len(chat_ids(tokenizer, [last]))
+    except UserError:
+        return len(chat_ids(tokenizer, [*(one for one in before if one["role"] == "system"), last]))
 
 
 def _answer(ids: list[int], marks: list[int]) -> Answer:

@@ -16,7 +16,10 @@ from sla_jax.checkpoint.mapping import slots
 from sla_jax.checkpoint.sources import open_weights
 from sla_jax.model.config import from_hf
 from sla_jax.model.policy import param_paths
+from sla_jax.text import load_tokenizer
+from tests import tiny
 from tests.checkpoint import models
+from tests.tiny import CHATML
 
 FAMILIES = ("llama", "llama3", "smollm2", "mistral", "qwen2", "qwen3")
 
@@ -43,6 +46,15 @@ def test_hugging_face_comes_back_bit_for_bit(family, tmp_path):
     assert_same(src, back)
     generation = "generation_config.json"
     assert (back / generation).read_text() == (src / generation).read_text()
+
+
+def test_named_templates_come_along(tmp_path):
+    """transformers 5 puts all but the default one into a folder of their own."""
+    src, named = models.hf_dir(tmp_path / "src"), {"default": CHATML, "rag": "{{ documents }}"}
+    tiny.byte_level_tokenizer(template=named).save_pretrained(src)
+    assert (src / "additional_chat_templates" / "rag.jinja").is_file()
+    back = there_and_back(src, tmp_path)
+    assert load_tokenizer(tmp_path / "ours").chat_template == load_tokenizer(back).chat_template == named
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

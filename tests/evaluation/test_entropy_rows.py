@@ -338,3 +338,9 @@ def test_what_does_not_exist_is_a_dash_and_a_null() -> None:
     assert figures.as_json(found)["correlations"]["position"]["pearson"] is None
     assert "1 texts, 3 tokens, 6 bytes" in figures.table(found)
     json.dumps(figures.as_json(figures.figures([])), allow_nan=False)
+
+
+@pytest.mark.parametrize("content", ["half \ud83d", [{"role": "user", "content": "half \ud83d"}]])
+def test_half_a_character_is_refused(content: Any) -> None:
+    with pytest.raises(UserError, match="has half a surrogate pair"):
+        tokenized(byte_level_tokenizer(), content)

@@ -83,6 +83,11 @@ def test_sizes_and_what_they_imply() -> None:
         ({"architectures": []}, "nothing"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*llama3"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "has no 'low_freq_factor'"),
+        ({"rope_scaling": ["linear"]}, "expected one rotation for all layers"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "rope_parameters=.*expected one rotation for all",
+        ),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"mlp_bias": True}, "mlp_bias"),

@@ -20,6 +20,7 @@ from sla_jax.scoring.registry import ScorerConfig, make_scorer
 from sla_jax.text import load_tokenizer
 from tests.process_models import BAD, GOOD, MODELS, TAG, Made, shepherd_tokenizer
 from tests.scoring.test_models import reward_checkpoint
+from tests.tiny import byte_level_tokenizer
 
 QUESTION = "How much is 12 + 30?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -146,6 +147,12 @@ def test_label_tokens_can_be_given(made: dict[str, Made]) -> None:
 
 def test_formats_and_layouts_are_the_same() -> None:
     assert tuple(LAYOUTS) == steps.FORMATS
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_half_a_character_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="has half a surrogate pair"):
+        LAYOUTS[name](byte_level_tokenizer(), MESSAGES, ["one", "half \ud83d"], "\n")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,43 @@ def test_a_checkpoint_is_measured_as_it_was_trained(folder: Path) -> None:
     assert (found.template, found.date) == ({}, "2024-01-01")
 
 
+def test_a_changed_named_template_makes_other_tokens(folder: Path) -> None:
+    other = folder / "model" / "additional_chat_templates" / "short.jinja"
+    other.parent.mkdir()
+    found = []
+    for text in (CHATML, "Say: " + CHATML):
+        other.write_text(text)
+        found.append(prompt(folder, load(folder, "pairs", template={"chat_template": "short"})))
+    assert found[1] == "Say: " + found[0]
+
+
+@pytest.mark.parametrize("task", ["pairs", "sft"])
+def test_a_long_prompt_of_a_template_that_refuses_its_last_turn_alone(folder: Path, task: str) -> None:
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    (folder / "model" / "chat_template.jinja").write_text(strict + CHATML)
+    chat = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": "b " * 90},
+        {"role": "user", "content": "c"},
+    ]
+    row = {"prompt": chat, "chosen": "x " * 60, "rejected": "No"}
+    if task == "sft":
+        row = {"messages": [*chat, {"role": "assistant", "content": "x " * 60}]}
+    found = load(folder, task, row, max_length=160, max_prompt_length=150)
+    assert (found.counts["cut_prompts"], found.counts["cut_answers"]) == (1, 0)
+    assert prompt(folder, found).endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_prompts_that_the_template_refuses_are_named(folder: Path) -> None:
+    (folder / "model" / "chat_template.jinja").write_text("{{ 1 // (messages[0].content | length - 2) }}")
+    file = folder / "prompts.jsonl"
+    file.write_text('{"prompt": "Hello"}\n{"prompt": "Hi"}\n')
+    model = Loaded(None, tiny_config(vocab_size=320), load_tokenizer(folder / "model"), (2,))
+    config = PairsConfig(model="m", prompts=(str(file),), out="o", max_tokens=8)
+    with pytest.raises(UserError, match=r"prompts.jsonl, line 2: the chat template refuses .*ZeroDivisionError"):
+        tokenized(config, model, choose_prompts(config)[0])
+
+
 def test_prompts_of_pairs_with_a_token_without_embedding_are_named(folder: Path) -> None:
     file = folder / "prompts.jsonl"
     file.write_text('{"prompt": "Hi"}\n{"prompt": "a [PAD]"}\n')

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
-from sla_jax.text import chat_text, token_bytes
+from sla_jax.text import chat_text, check_characters, token_bytes
 
 Span = tuple[int, int]
 SPACE = "▁"  # SentencePiece's; some tokenizers put one in front of a text that has none there
@@ -30,9 +30,11 @@ def tokenized(tokenizer: Any, content: str | list[dict[str, str]]) -> Tokens:
     refuses, or in which it writes the prompt differently once there is an answer.
     """
     if isinstance(content, str):
+        check_characters(content)
         encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=True)
         return Tokens(content, list(encoding.ids), spans(encoding, content), (0, len(encoding.ids)))
     text = chat_text(tokenizer, content, add_generation_prompt=False)
+    check_characters(text)
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     ids, places = list(encoding.ids), spans(encoding, text)
     if content[-1]["role"] != "assistant":
