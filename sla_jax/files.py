@@ -132,12 +132,19 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` on leaving; on an error nothing is left of it. Folders are made."""
+    """A file to write, which becomes `path` on leaving; on an error nothing is left of it. Folders are made.
+
+    A link stays one: the file that it leads to is replaced. A device or a pipe cannot be, and is written itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():
+        with naming(path):
+            yield path
+        return
+    real = path.resolve() if path.is_symlink() else path
+    scratch = real.with_name(f".{real.name}.partial")
     try:
         yield scratch
-        os.replace(scratch, path)
+        os.replace(scratch, real)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None

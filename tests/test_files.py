@@ -191,6 +191,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         assert sorted(file.name for file in path.parent.iterdir()) == ["a.npy", "a.txt"]
 
 
+def test_a_link_stays_one_and_a_device_is_written_itself(tmp_path: Path) -> None:
+    link = tmp_path / "links" / "a.txt"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "real.txt")
+    for text in ("one\n", "two\n"):
+        files.write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "real.txt").read_text() == text
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), "rb", buffering=0) as reader:  # never the end of a pipe
+        files.write_text(pipe, "one\n")
+        assert reader.read(9) == b"one\n" and pipe.is_fifo()
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path, "one\n")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["links", "pipe", "real.txt"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_names_the_file() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
