@@ -117,6 +117,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def whole_characters(text: str) -> str:
+    """A text that came over the network, U+FFFD in place of every half of a character (a lone surrogate)."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 # ---- writing ----
 
 

@@ -87,8 +87,7 @@ def opened(directory: Path, raw: Mapping[str, Any]) -> Parts:
     """A public ArmoRM as a classifier and its gate. Raises UserError if the gate is not whole."""
     plain, source = as_classifier(raw), open_weights(directory)
     gate = _gate(source, from_hf(plain), str(directory))
-    extras = {name: (directory / name).read_bytes() for name in store.EXTRAS if (directory / name).is_file()}
-    return Parts(plain, Backbone(source), extras | {FILE: _as_file(gate, raw)})
+    return Parts(plain, Backbone(source), store.read_extras(directory) | {FILE: _as_file(gate, raw)})
 
 
 def as_classifier(raw: Mapping[str, Any]) -> dict[str, Any]:

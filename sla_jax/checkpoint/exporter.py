@@ -50,9 +50,8 @@ def export_checkpoint(
             st.write(part / name, shard, itertools.islice(arrays, len(shard)), METADATA)
         if len(shards) > 1:
             _write_index(part, shards)
-        for name in store.EXTRAS:
-            if (found.dir / name).is_file():
-                (part / name).write_bytes((found.dir / name).read_bytes())
+        for name, content in store.read_extras(found.dir).items():
+            (part / name).write_bytes(content)
         (part / "config.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ One orbax checkpoint per parameter, because orbax copies a whole tree of host ar
 the model), and this way writing, reading and converting hold one parameter at a time.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -27,6 +28,7 @@ from jax.experimental import multihost_utils
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import read_text
 from sla_jax.model.config import CAUSAL, HEADS, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
 
@@ -305,7 +307,23 @@ def raw_with_dtype(raw: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _files(extras: Extras) -> dict[str, bytes]:
     if isinstance(extras, Mapping):
         return {name: text.encode() if isinstance(text, str) else text for name, text in extras.items()}
-    return {name: (extras / name).read_bytes() for name in EXTRAS if (extras / name).is_file()}
+    return read_extras(extras)
+
+
+def read_extras(directory: Path) -> dict[str, bytes]:
+    """The files of EXTRAS that a directory has, without the byte order marks that their readers trip over.
+
+    Raises UserError for one that is not UTF-8 or not JSON: who loads the checkpoint could not read it."""
+    found = {}
+    for name in EXTRAS:
+        path = directory / name
+        if path.is_file():
+            if path.suffix == ".json":
+                read_json(path)
+            elif path.suffix != ".model":  # SentencePiece's is no text
+                read_text(path)
+            found[name] = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return found
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ from sla_jax.training.config import TrainConfig
 T = TypeVar("T")
 CONFIG_FILE = "train.yaml"
 PATIENCE = 60.0  # seconds that showing a line may take
+SAVING = 1800.0  # seconds that a state may take to be on disk when the run waits for it
 STEPS, BEST, METRICS = "steps", "best", "metrics.jsonl"
 # what may change when a run goes on: where and how it runs, and what it tells
 NOT_COMPARED = (
@@ -138,7 +139,8 @@ def _kept(what: Path) -> Iterator[None]:
 class Steps:
     """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there.
 
-    A state that could not be written is a UserError of the next `save`, `wait` or `close`. orbax may log such an error
+    A state that could not be written, or is not within half an hour, is a UserError of the next `save`, `wait` or
+    `close`. orbax may log such an error
     and say no more, so whether the state is there is looked up. Its threads go on to wait for what a failed one was to
     tell them, for many minutes; they are started by a thread that is a daemon, and so are such too, and the program can
     end without them.
@@ -167,7 +169,7 @@ class Steps:
         if step is None:
             return
         with _kept(self.folder / str(step)):
-            self.manager.wait_until_finished()
+            _in_daemon(self.manager.wait_until_finished, SAVING)
             if hosts.first() and not (self.folder / str(step)).is_dir():
                 raise OSError("its writing was given up")
 
@@ -190,7 +192,7 @@ class Steps:
             self.wait()
         finally:
             with contextlib.suppress(OSError, ValueError):  # orbax raises once more what `wait` has raised
-                self.manager.close()
+                _in_daemon(self.manager.close, PATIENCE)
 
 
 def _is_not_error(record: logging.LogRecord) -> bool:
@@ -312,7 +314,7 @@ class Log:
         """Flush and close all."""
         for name, show in self.shows.items():
             if show is not None:
-                self._tried(name, show.finish)
+                self._tried(name, functools.partial(_in_daemon, show.finish, PATIENCE))
         if self.file is not None:
             with _kept(self.path), self.file:
                 os.fsync(self.file.fileno())
