@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -33,7 +32,7 @@ import orbax.checkpoint as ocp
 
 from sla_jax.config import dump_yaml, load_yaml
 from sla_jax.errors import UserError
-from sla_jax.files import drop_cut_line, read_object, read_rows, write_text
+from sla_jax.files import drop_cut_line, naming, read_object, read_rows, write_text
 from sla_jax.progress import say
 from sla_jax.training import hosts
 from sla_jax.training.config import TrainConfig
@@ -125,11 +124,10 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
 def _kept(what: Path) -> Iterator[None]:
     """What has to be on disk for the run to go on: where it cannot be written, the run ends as one that can."""
     try:
-        yield
-    except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
-        said = " ".join(str(error).split())
-        known = re.search(r"([^:]+) \[os_error_code=", said)
-        reason = known[1].strip() if known else (isinstance(error, OSError) and error.strerror) or said
+        with naming(what):
+            yield
+    except (OSError, ValueError) as error:  # some of orbax's are ValueErrors
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise UserError(
             f"{what} cannot be written: {reason}. The run ends here; when there is room for it and {what.parent} can "
             "be written, run the same command again: it goes on from its last saved step."
