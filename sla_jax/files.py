@@ -29,6 +29,7 @@ import numpy as np
 from sla_jax.errors import UserError, nearest
 
 ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+TENSORSTORE = re.compile(r"\[os_error_code='(\d+)'")
 GZIP = b"\x1f\x8b"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's spelling of half a character; two of them may make a whole one
 
@@ -117,30 +118,51 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def whole_characters(text: str) -> str:
+    """A text that came over the network, U+FFFD in place of every half of a character (a lone surrogate)."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 # ---- writing ----
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError inside names `path` where it names no file: a full disk does not say which file has no room."""
+    """An OSError inside names `path` where it names no file: a full disk does not say which file has no room.
+
+    A ValueError of tensorstore's that has an OSError's number in it is raised as one."""
     try:
         yield
+    except ValueError as error:
+        found = TENSORSTORE.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else it is said in words alone, which a name would hide
+            error.filename = error.filename or str(path)
         raise
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` on leaving; on an error nothing is left of it. Folders are made."""
+    """A file to write, which becomes `path` on leaving; on an error nothing is left of it. Folders are made.
+
+    A link stays one: the file that it leads to is replaced. A device or a pipe cannot be, and is written itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.partial")
+    if path.exists() and not path.is_file():
+        with naming(path):
+            yield path
+        return
+    real = path.resolve() if path.is_symlink() else path
+    scratch = real.with_name(f".{real.name}.partial")
     try:
         yield scratch
-        os.replace(scratch, path)
+        os.replace(scratch, real)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # None would be shown
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise

@@ -187,14 +187,38 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
             patch.setattr(os, "replace", full)
             with pytest.raises(OSError, match="No space left") as caught:
                 write()
-        assert caught.value.filename == str(path) and path.read_text() == "one\n"
+        assert str(caught.value).endswith(f": {str(path)!r}") and path.read_text() == "one\n"
         assert sorted(file.name for file in path.parent.iterdir()) == ["a.npy", "a.txt"]
+
+
+def test_a_link_stays_one_and_a_device_is_written_itself(tmp_path: Path) -> None:
+    link = tmp_path / "links" / "a.txt"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "real.txt")
+    for text in ("one\n", "two\n"):
+        files.write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "real.txt").read_text() == text
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDWR | os.O_NONBLOCK), "rb", buffering=0) as reader:  # never the end of a pipe
+        files.write_text(pipe, "one\n")
+        assert reader.read(9) == b"one\n" and pipe.is_fifo()
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path, "one\n")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["links", "pipe", "real.txt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_names_the_file() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         files.append_lines(Path("/dev/full"), ["a\n"])
+
+
+def test_an_error_of_tensorstore_is_one_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device: 'a folder'"), files.naming(Path("a folder")):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left [os_error_code='28'] [source='x.cc:3']")
+    with pytest.raises(ValueError, match="no number"), files.naming(Path("a folder")):
+        raise ValueError("no number")
 
 
 def test_lines_are_appended_and_one_that_was_cut_goes(tmp_path: Path) -> None:

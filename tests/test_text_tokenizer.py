@@ -74,6 +74,12 @@ def test_only_tokens_with_an_embedding_pass(ids, vocabulary):
         check_vocabulary(BYTES, ids, vocabulary, "row 7")
 
 
+def test_a_template_that_windows_has_saved_begins_where_it_begins(tmp_path: Path):
+    tiny.byte_level_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xef\xbb\xbfHi")
+    assert load_tokenizer(tmp_path).apply_chat_template([{"role": "user", "content": ""}], tokenize=False) == "Hi"
+
+
 def test_a_token_that_was_added_is_named(tmp_path: Path):
     tokenizer = tiny.byte_level_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})

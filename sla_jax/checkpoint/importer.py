@@ -39,7 +39,7 @@ class Model:
 
     raw_config: dict[str, Any]
     source: Source
-    extras: store.Extras
+    extras: Mapping[str, str | bytes]
     name: str
     kind: str
 
@@ -183,7 +183,8 @@ def _directory(path: Path, name: str) -> Model:
     if armo.is_release(raw):
         return Model(**armo.opened(path, raw)._asdict(), name=name, kind=f"Hugging Face directory, {armo.ARCHITECTURE}")
     from_hf(raw)
-    return Model(raw_config=raw, source=open_weights(path), extras=path, name=name, kind="Hugging Face directory")
+    extras = store.read_extras(path)
+    return Model(raw_config=raw, source=open_weights(path), extras=extras, name=name, kind="Hugging Face directory")
 
 
 def _gguf(path: Path, name: str) -> Model:

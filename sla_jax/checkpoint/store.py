@@ -10,6 +10,7 @@ One orbax checkpoint per parameter, because orbax copies a whole tree of host ar
 the model), and this way writing, reading and converting hold one parameter at a time.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -27,6 +28,7 @@ from jax.experimental import multihost_utils
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
+from sla_jax.files import read_text
 from sla_jax.model.config import CAUSAL, HEADS, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
 
@@ -310,9 +312,19 @@ def _files(extras: Extras) -> dict[str, bytes]:
 
 
 def read_extras(directory: Path) -> dict[str, bytes]:
-    """The files of EXTRAS that a directory has, by their path in it."""
+    """The files of EXTRAS that a directory has, by their path in it, without the byte order marks that readers trip over.
+
+    Raises UserError for one that is not UTF-8 or not JSON: who loads the checkpoint could not read it."""
     found = [path for pattern in EXTRAS for path in sorted(directory.glob(pattern)) if path.is_file()]
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
+    return {path.relative_to(directory).as_posix(): _extra(path) for path in found}
+
+
+def _extra(path: Path) -> bytes:
+    if path.suffix == ".json":
+        read_json(path)
+    elif path.suffix != ".model":  # SentencePiece's is no text
+        read_text(path)
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def write_extras(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -20,6 +20,7 @@ from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Ask, Reply
 from sla_jax.evaluation.settings import MethodConfig, ServerConfig
+from sla_jax.files import whole_characters
 from sla_jax.text import NO_VARIABLES
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that may pass
@@ -161,7 +162,14 @@ def reply_of(config: ServerConfig, found: Any, seconds: float) -> Reply:
     if rewards and len(rewards) != len(tokens):
         raise UserError(f"{config.url} tells {len(rewards)} rewards of {len(tokens)} tokens.")
     candidates = [_candidate(one) for one in choice.get("candidates") or []]
-    return Reply(text or "", tokens, finish, [float(x) for x in rewards], _cost(found, seconds), candidates or None)
+    return Reply(
+        whole_characters(text or ""),
+        tokens,
+        finish,
+        [float(x) for x in rewards],
+        _cost(found, seconds),
+        candidates or None,
+    )
 
 
 def _cost(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def _cost(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 def _candidate(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "text": one["text"],
+        "text": whole_characters(one["text"]),
         "score": one["score"],
         "step_scores": list(one.get("step_scores") or []),
         "finish": one["finish"],

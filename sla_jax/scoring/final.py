@@ -6,14 +6,19 @@ it: LaTeX (`\$18.90`, `\frac12`, `5 \text{ cm}`) or plain (`$36`, `1,000`), bare
 Signs of money, and what LaTeX writes between the digits of long numbers, are not part of the mathematics.
 """
 
+import itertools
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
-MARK = re.compile(rf"####[ \t$€£\\(*=:]*?({NUMBER.pattern})")
+SAID = r"(?:(?:the )?(?:final )?answer(?: is)?|[a-z](?= ?=))"  # "#### Answer: 5", "#### x = 5"
+MARK = re.compile(rf"####[ \t]*{SAID}?[ \t$€£¥₹\\(*=:+~≈]*?({NUMBER.pattern})", re.IGNORECASE)
+JOINT = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)\b)[\s$]*")
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is a character like any other
 WORD = re.compile(r"\banswer(?: is|:)[ \t*]*\(?([A-Za-z]+)\)?[ \t*.]*$", re.IGNORECASE | re.MULTILINE)
-MONEY = re.compile(r"\\\$|[€£]|(?<![^-\s])\$(?=[\d.][^$]*$)")  # a lone $ before a number begins no formula
+MONEY = re.compile(r"\\\$|[€£¥₹]|(?<![^-\s])\$(?=[\d.][^$]*$)")  # a lone $ before a number begins no formula
 THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\}|\\[,!])(?=\d{3}(?!\d))")
 WRAPPED = tuple(
     re.compile(pattern, re.DOTALL)
@@ -21,19 +26,18 @@ WRAPPED = tuple(
 )
 
 
-def has_box(text: str) -> bool:
-    r"""Whether there is a `\boxed{…}` with something in it."""
-    return any(_closed(text[box.end() :]) for box in BOX.finditer(text))
-
-
 def marked(text: str) -> str | None:
     r"""What stands in a text's last `\boxed{…}`, else the number of its last `#### NUMBER`; None without a mark."""
-    for box in reversed(list(BOX.finditer(text))):
-        inside = _closed(text[box.end() :])
-        if inside:
-            return inside
-    numbers = MARK.findall(text)
-    return numbers[-1] if numbers else None
+    boxes = list(_boxes(text))
+    if not boxes:
+        numbers = MARK.findall(_spelled(text))
+        return numbers[-1] if numbers else None
+    found = [boxes[-1].inside]
+    for before, behind in reversed(list(itertools.pairwise(boxes))):
+        if not JOINT.fullmatch(text, before.end, behind.begin):
+            break
+        found.insert(0, before.inside)
+    return ", ".join(found)
 
 
 def marked_word(text: str) -> str | None:
@@ -50,7 +54,12 @@ def reference_answer(text: str) -> str:
 
 def plain(text: str) -> str:
     r"""A text without what is written around numbers: `\$32,\!348` is 32,348."""
-    return THOUSANDS.sub(",", MONEY.sub("", text)).strip()
+    return MONEY.sub("", _spelled(text)).strip()
+
+
+def _spelled(text: str) -> str:
+    """A text with its numbers as NUMBER has them: `32{,}348` is 32,348 and `−5` is -5."""
+    return THOUSANDS.sub(",", text).replace("−", "-")
 
 
 def _unwrapped(text: str) -> str:
@@ -61,11 +70,20 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def _closed(text: str) -> str:
-    """A text up to the brace that closes what was opened before it; empty where none does."""
-    depth = 1
-    for brace in BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[: brace.start()].strip()
-    return ""
+class _Box(NamedTuple):
+    begin: int
+    inside: str
+    end: int
+
+
+def _boxes(text: str) -> Iterator[_Box]:
+    """Every box that is closed and has something in it, and where it is."""
+    for box in BOX.finditer(text):
+        depth = 1
+        for brace in BRACE.finditer(text, box.end()):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                inside = text[box.end() : brace.start()].strip()
+                if inside:
+                    yield _Box(box.start(), inside, brace.end())
+                break

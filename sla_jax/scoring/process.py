@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from sla_jax.checkpoint.store import TRAIN_CONFIG
 from sla_jax.decode.aggregate import AGGREGATES
 from sla_jax.errors import UserError
+from sla_jax.files import read_text
 from sla_jax.loading import Loaded, load_model
 from sla_jax.model.config import ModelConfig
 from sla_jax.model.forward import token_logits
@@ -158,5 +159,5 @@ def _trained_separator(checkpoint: Path) -> str | None:
     file = checkpoint / TRAIN_CONFIG
     if not file.is_file():
         return None
-    trained = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # every scalar a string
+    trained = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # every scalar a string
     return str(trained["data"]["separator"]) if trained["task"] == "steps" else None

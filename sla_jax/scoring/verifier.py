@@ -2,9 +2,10 @@
 
 References are GSM8K's: the number behind "#### ", or the whole text if it is a number (`scoring.final` reads both).
 Numbers are compared by value:
-"1,000", "$1000" and "1000.00" are one number, "3/4" and "0.75" too.
+"1,000", "$1000" and "1000.00" are one number, "3/4", "\\frac{3}{4}" and "0.75" too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -14,6 +15,7 @@ from sla_jax.files import read_rows
 from sla_jax.scoring.candidate import Candidate
 from sla_jax.scoring.final import NUMBER, marked, plain, reference_answer
 
+FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 QUESTIONS = ("question", "prompt", "problem", "instruction")
 
 
@@ -47,8 +49,12 @@ class Verifier:
 def last_number(text: str) -> Fraction | None:
     """The last number in what a text marks as its answer, else in the text, by value; None if there is none, or it
     divides by zero."""
-    found = NUMBER.findall(plain(marked(text) or "")) or NUMBER.findall(plain(text))
+    found = _numbers(marked(text) or "") or _numbers(text)
     return _value(found[-1]) if found else None
+
+
+def _numbers(text: str) -> list[str]:
+    return NUMBER.findall(FRACTION.sub(r" \1\2/\3", plain(text)))
 
 
 def _value(number: str) -> Fraction | None:

@@ -41,6 +41,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"the tokenizer files in {directory} cannot be read ({reason}); convert the model again."
         ) from None
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")  # of a file saved by Windows
     backend = backend_of(tokenizer)
     backend.no_truncation()
     backend.no_padding()

@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -33,7 +32,7 @@ import orbax.checkpoint as ocp
 
 from sla_jax.config import dump_yaml, load_yaml
 from sla_jax.errors import UserError
-from sla_jax.files import drop_cut_line, read_object, read_rows, write_text
+from sla_jax.files import drop_cut_line, naming, read_object, read_rows, write_text
 from sla_jax.progress import say
 from sla_jax.training import hosts
 from sla_jax.training.config import TrainConfig
@@ -41,6 +40,7 @@ from sla_jax.training.config import TrainConfig
 T = TypeVar("T")
 CONFIG_FILE = "train.yaml"
 PATIENCE = 60.0  # seconds that showing a line may take
+SAVING = 1800.0  # seconds that a state may take to be on disk when the run waits for it
 STEPS, BEST, METRICS = "steps", "best", "metrics.jsonl"
 # what may change when a run goes on: where and how it runs, and what it tells
 NOT_COMPARED = (
@@ -124,11 +124,10 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
 def _kept(what: Path) -> Iterator[None]:
     """What has to be on disk for the run to go on: where it cannot be written, the run ends as one that can."""
     try:
-        yield
-    except (OSError, ValueError) as error:  # tensorstore's are ValueErrors
-        said = " ".join(str(error).split())
-        known = re.search(r"([^:]+) \[os_error_code=", said)
-        reason = known[1].strip() if known else (isinstance(error, OSError) and error.strerror) or said
+        with naming(what):
+            yield
+    except (OSError, ValueError) as error:  # some of orbax's are ValueErrors
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise UserError(
             f"{what} cannot be written: {reason}. The run ends here; when there is room for it and {what.parent} can "
             "be written, run the same command again: it goes on from its last saved step."
@@ -138,7 +137,8 @@ def _kept(what: Path) -> Iterator[None]:
 class Steps:
     """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there.
 
-    A state that could not be written is a UserError of the next `save`, `wait` or `close`. orbax may log such an error
+    A state that could not be written, or is not within half an hour, is a UserError of the next `save`, `wait` or
+    `close`. orbax may log such an error
     and say no more, so whether the state is there is looked up. Its threads go on to wait for what a failed one was to
     tell them, for many minutes; they are started by a thread that is a daemon, and so are such too, and the program can
     end without them.
@@ -167,7 +167,7 @@ class Steps:
         if step is None:
             return
         with _kept(self.folder / str(step)):
-            self.manager.wait_until_finished()
+            _in_daemon(self.manager.wait_until_finished, SAVING)
             if hosts.first() and not (self.folder / str(step)).is_dir():
                 raise OSError("its writing was given up")
 
@@ -190,7 +190,7 @@ class Steps:
             self.wait()
         finally:
             with contextlib.suppress(OSError, ValueError):  # orbax raises once more what `wait` has raised
-                self.manager.close()
+                _in_daemon(self.manager.close, PATIENCE)
 
 
 def _is_not_error(record: logging.LogRecord) -> bool:
@@ -312,7 +312,7 @@ class Log:
         """Flush and close all."""
         for name, show in self.shows.items():
             if show is not None:
-                self._tried(name, show.finish)
+                self._tried(name, functools.partial(_in_daemon, show.finish, PATIENCE))
         if self.file is not None:
             with _kept(self.path), self.file:
                 os.fsync(self.file.fileno())

@@ -1,14 +1,18 @@
 """Every way in which a source can be wrong is one paragraph by name, and writes nothing."""
 
 import builtins
+import codecs
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from sla_jax.checkpoint import import_checkpoint
+from sla_jax.checkpoint.store import EXTRAS
 from sla_jax.errors import UserError
+from tests import tiny
 from tests.checkpoint import models
 
 LAYER0 = "model.layers.0.self_attn"
@@ -111,6 +115,31 @@ def test_config_that_is_not_json(src, tmp_path, text):
     else:
         (src / "config.json").write_text(text)
     assert "config.json" in refused(src, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("tokenizer_config.json", b'{"a": ', "line 1: not JSON"),
+        ("tokenizer.json", b"[]", r"holds \[\]; expected a JSON object"),
+        ("tokenizer.json", "{}".encode("utf-16"), "is UTF-16 text"),
+        ("chat_template.jinja", b"\n\xff", "line 2: not UTF-8 text"),
+    ],
+)
+def test_files_beside_the_weights_that_nobody_could_read(src, tmp_path, name, raw, said):
+    (src / name).write_bytes(raw)
+    assert re.search(rf"{re.escape(name)}.* {said}", refused(src, tmp_path))
+
+
+def test_byte_order_marks_are_left_behind(src, tmp_path):
+    tiny.byte_level_tokenizer().save_pretrained(src)
+    (src / "tokenizer.model").write_bytes(b"\n\xff")
+    before = {path.name: path.read_bytes() for path in src.iterdir() if path.name in EXTRAS}
+    for name in (*before.keys() - {"tokenizer.model"}, "config.json"):
+        (src / name).write_bytes(codecs.BOM_UTF8 + (src / name).read_bytes())
+    import_checkpoint(str(src), tmp_path / "ours")
+    assert "chat_template.jinja" in before
+    assert {name: (tmp_path / "ours" / name).read_bytes() for name in before} == before
 
 
 def test_no_weights(src, tmp_path):

@@ -214,6 +214,13 @@ def test_our_server_is_asked_for_searches_and_tells_of_them():
     assert all(body["return_token_ids"] for body in bodies)
 
 
+def test_half_a_character_of_a_server_is_written_as_one_that_is_missing():
+    candidate = {"text": "\ude00", "score": 0.5, "finish": "stop", "n_tokens": 2}
+    with server(lambda body: (200, said("😀 \ud83d", candidates=[candidate]))) as (url, _):
+        reply = ask(url)
+    assert reply.text == "😀 \ufffd" and reply.candidates[0]["text"] == "\ufffd"
+
+
 def test_our_server_says_whose_rewards_it_gives():
     with server(lambda body: (200, said())) as (url, bodies):
         ours, other = (Remote(ServerConfig(url=url, model="m", extensions=extensions)) for extensions in (True, False))

@@ -129,6 +129,11 @@ def test_a_busy_server_is_asked_again(serve: Callable[..., Stub], monkeypatch: p
     assert body["messages"] == [{"role": "user", "content": "Who?"}]
 
 
+def test_half_a_character_of_a_reply_can_be_kept(serve: Callable[..., Stub]) -> None:
+    stub = serve(200, reply={"choices": [{"message": {"content": "😀 [[A]] \ud83d"}}]})
+    assert Server(stub.url, "judge")([]) == "😀 [[A]] \ufffd"
+
+
 def test_servers_that_fail_are_named(serve: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch) -> None:
     waits = list[float]()
     asked = [{"role": "user", "content": "Who?"}]

@@ -1,6 +1,8 @@
 """Pictures of a report: every name readable, the same bytes every time."""
 
+import errno
 import itertools
+import os
 
 import pytest
 
@@ -61,3 +63,20 @@ def test_the_same_picture_is_the_same_bytes(tmp_path):
         draw(picture, tmp_path / name)
         made.append([(tmp_path / name / f"crowded.{kind}").read_bytes() for kind in ("svg", "png")])
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_picture_that_has_no_room_leaves_nothing_of_itself(tmp_path, monkeypatch, kind):
+    from matplotlib.figure import Figure
+
+    whole = Figure.savefig
+
+    def cut(self, path, *, format, **options):
+        whole(self, path, format=format, **options)
+        if format == kind:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", cut)
+    with pytest.raises(OSError, match=rf"No space left on device: '.*empty\.{kind}'"):
+        draw(Picture("empty", "Empty", "No mark.", (Panel("empty", "x", "y", ()),)), tmp_path)
+    assert [file.suffix for file in tmp_path.iterdir()] == ([] if kind == "svg" else [".svg"])

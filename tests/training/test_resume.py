@@ -109,7 +109,7 @@ def test_a_board_that_cannot_be_opened_or_closed_is_left_out(
     assert "TensorBoard is left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["init", "log", "finish", "hang"])
+@pytest.mark.parametrize("how", ["init", "log", "finish", "hang", "hang at the end"])
 def test_weights_and_biases_that_fails_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
@@ -124,16 +124,17 @@ def test_weights_and_biases_that_fails_is_left_out(
         if how == "hang":
             released.wait()
 
-    run = SimpleNamespace(log=broken if how == "log" else keep, finish=broken if how == "finish" else lambda: None)
+    finish = {"finish": broken, "hang at the end": released.wait}.get(how, lambda: None)
+    run = SimpleNamespace(log=broken if how == "log" else keep, finish=finish)
     module = SimpleNamespace(init=broken if how == "init" else lambda **options: run)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(resume, "PATIENCE", 0.5 if how == "hang" else 60.0)
+    monkeypatch.setattr(resume, "PATIENCE", 0.5 if "hang" in how else 60.0)
     log = Log(tmp_path, 0, "project")
     for step in (1, 2):
         log.write("train", step, {"loss": 1.0})
-    log.close()
+    within(log.close)
     released.set()
-    assert seen == {"init": [], "log": [], "finish": [1, 2], "hang": [1]}[how] and len(written(tmp_path)) == 2
+    assert seen == {"init": [], "log": [], "hang": [1]}.get(how, [1, 2]) and len(written(tmp_path)) == 2
     assert capsys.readouterr().err.count("Weights & Biases is left out from now on") == 1
 
 
@@ -210,6 +211,18 @@ def test_a_full_disk_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.Mo
         steps.save(1, TREE)
         with pytest.raises(UserError, match=r"steps/1 cannot be written: its writing was given up"):
             steps.wait()
+    steps.close()
+
+
+def test_a_disk_that_never_answers_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, released = Steps(tmp_path / "steps", 2), threading.Event()
+    steps.save(1, TREE)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "SAVING", 0.2)
+        patch.setattr(steps.manager, "wait_until_finished", released.wait)
+        with pytest.raises(UserError, match=rf"steps/1 cannot be written: no answer within 0.2 seconds\. .*{GO_ON}"):
+            within(steps.wait)
+    released.set()
     steps.close()
 
 

@@ -19,6 +19,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation.judges.protocol import Comparison, Winner
 from sla_jax.evaluation.judges.verify import named
 from sla_jax.evaluation.rows import Answer
+from sla_jax.files import whole_characters
 from sla_jax.scoring.candidate import Message
 
 RETRIES, TIMEOUT = 4, 120.0
@@ -117,7 +118,7 @@ class Server:
 
     def _text(self, raw: bytes) -> str:
         try:
-            return str(json.loads(raw)["choices"][0]["message"]["content"])
+            return whole_characters(str(json.loads(raw)["choices"][0]["message"]["content"]))
         except (ValueError, KeyError, IndexError, TypeError):
             shown = raw[:200].decode(errors="replace")
             raise UserError(f"the judge at {self.url} replied what is no chat completion: {shown!r}.") from None

@@ -7,7 +7,7 @@ this works in the main thread only.
 from typing import Any
 
 from sla_jax.errors import UserError
-from sla_jax.scoring.final import has_box, marked, marked_word, plain, reference_answer
+from sla_jax.scoring.final import marked, marked_word, plain, reference_answer
 
 
 class Equivalence:
@@ -26,11 +26,9 @@ class Equivalence:
         self._same: dict[tuple[str, str], bool] = {}
 
     def final(self, text: str) -> str:
-        """The final answer of a text: what it marks as that (`scoring.final`), else the last expression; "" if none.
-
-        Boxes are left to math-verify, which joins "\\boxed{6} and \\boxed{7}" to one answer."""
+        """The final answer of a text: what it marks as that (`scoring.final`), else the last expression; "" if none."""
         if text not in self._texts:
-            said = None if has_box(text) else marked(text) or marked_word(text)
+            said = marked(text) or marked_word(text)
             parsed = (self._read(_boxed(said)) if said else []) or self._read(plain(text))
             self._texts[text] = self._kept(str(parsed[-1]), parsed) if parsed else ""
         return self._texts[text]
@@ -38,7 +36,7 @@ class Equivalence:
     def reference(self, text: str) -> str:
         """What a reference says (`scoring.final`); of prose with formulas in it, its final answer."""
         answer = reference_answer(text)
-        prose = self.final(text) if has_box(text) or "$" in answer else ""
+        prose = self.final(text) if "$" in answer else ""
         return prose or self._kept(answer, self._read(_boxed(answer)) or [answer])
 
     def same(self, gold: str, answer: str) -> bool:

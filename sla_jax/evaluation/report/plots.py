@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
 from sla_jax.evaluation.report.statistics import Estimate
-from sla_jax.files import naming
+from sla_jax.files import replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # told apart by everyone
 MARKS = "osD^vPX"
@@ -73,9 +73,10 @@ def draw(picture: Picture, folder: Path) -> Path:
         figure.draw_without_rendering()  # the layout, in which labels then find their places
         for axes, panel in zip(grid, picture.panels, strict=False):
             _labels(axes, panel, textalloc.allocate)
-        with naming(folder):
-            figure.savefig(folder / f"{picture.name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{picture.name}.png", dpi=110, metadata={"Software": None})
+        with replacing(folder / f"{picture.name}.svg") as scratch:
+            figure.savefig(scratch, format="svg", metadata={"Date": None})
+        with replacing(folder / f"{picture.name}.png") as scratch:
+            figure.savefig(scratch, format="png", dpi=110, metadata={"Software": None})
     return folder / f"{picture.name}.png"
 
 

@@ -18,7 +18,7 @@ from sla_jax.evaluation.report.gather import Run, gather
 from sla_jax.evaluation.report.plots import Picture, draw
 from sla_jax.evaluation.report.statistics import Draws
 from sla_jax.evaluation.report.tables import Table, as_csv, markdown
-from sla_jax.files import read_text, write_text
+from sla_jax.files import read_text, replacing, write_text
 
 Named = TypeVar("Named", Table, Picture)
 INDEPENDENT = "independent"
@@ -160,8 +160,8 @@ def put_on_page(page: Path, name: str, shown: Report, folder: Path) -> None:
     pictures = [f"![{one.alt}]({beside.name}/{name}-{one.name}.svg)" for one in shown.pictures]
     replace(page, name, "\n\n".join([*pictures, tables_markdown(shown)]))
     for one in shown.pictures:
-        beside.mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"{one.name}.svg", beside / f"{name}-{one.name}.svg")
+        with replacing(beside / f"{name}-{one.name}.svg") as scratch:
+            shutil.copyfile(folder / f"{one.name}.svg", scratch)
 
 
 def replace(path: Path, name: str, text: str) -> None:
