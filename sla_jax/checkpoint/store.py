@@ -312,7 +312,7 @@ def _files(extras: Extras) -> dict[str, bytes]:
 
 
 def read_extras(directory: Path) -> dict[str, bytes]:
-    """The files of EXTRAS that a directory has, by their path in it, without the byte order marks that readers trip over.
+    """The files of EXTRAS that a directory has, by their path in it, without the byte order marks that readers reject.
 
     Raises UserError for one that is not UTF-8 or not JSON: who loads the checkpoint could not read it."""
     found = [path for pattern in EXTRAS for path in sorted(directory.glob(pattern)) if path.is_file()]
