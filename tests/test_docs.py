@@ -31,7 +31,9 @@ PAGES = [
     *sorted(ROOT.glob("docs/*.md")),
     *ROOT.glob("channels/*/README.md"),
 ]
-SHORT = ["--max-tokens", "12"]  # appended to generate.py: what is tested is that the command works
+# appended to generate.py and serve.py: what is tested is that the command works
+SHORT = ["--max-tokens", "12"]
+ONE_SLOT = [word for profile in range(3) for word in (f"--profiles.{profile}.slots", "1")]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -141,7 +143,8 @@ def serve(words, cwd, environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    with Background(*(port if word == "8000" else word for word in words), cwd=cwd, **environment) as server:
+    command = [*(port if word == "8000" else word for word in words), *ONE_SLOT]
+    with Background(*command, cwd=cwd, **environment) as server:
         server.line_with("ready: http://")
         asked = subprocess.run(
             curl.replace("8000", port), shell=True, cwd=cwd, capture_output=True, text=True, check=True, timeout=120
