@@ -52,7 +52,7 @@ class Prompt(NamedTuple):
     continues: bool = False  # an answer's text goes on with this one; a chat's stands alone
 
 
-class Part(NamedTuple):
+class AnswerPart(NamedTuple):
     """A request that has not ended: an answer's only one, or the one that goes on with it."""
 
     number: int  # of the answer
@@ -86,7 +86,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Event]] = asyncio.Queue()
         self._answers: list[Answer] = []
-        self._open: dict[str, Part] = {}  # by the service's id
+        self._open: dict[str, AnswerPart] = {}  # by the service's id
         self._checks: set[str] = set()
         self._cancelled = False
 
@@ -103,7 +103,7 @@ class Run:
         """Start one more; its pieces carry its number, from 0. The request's id is replaced by one of ours.
 
         `continues`: its text goes on with the prompt's."""
-        part = Part(len(self._answers), request, time.monotonic())
+        part = AnswerPart(len(self._answers), request, time.monotonic())
         unread = thinking is not None and thinking.budget == 0 and thinking.place == "inside"
         answer = Answer(
             self._gateway.tokenizer,
@@ -120,7 +120,7 @@ class Run:
         else:
             self._start(part)
 
-    def _start(self, part: Part, *said: Event) -> None:
+    def _start(self, part: AnswerPart, *said: Event) -> None:
         """Submit a request; what is `said` in the model's place comes before its own events."""
         name = self._gateway.number(self.id)
         self._open[name] = part
@@ -132,7 +132,7 @@ class Run:
             request = dataclasses.replace(part.request, id=name)
             self._places.submit(request, lambda event: self._call(lambda: self._events.put_nowait((name, event))))
 
-    def _end_thinking(self, part: Part, last: Event | None = None) -> None:
+    def _end_thinking(self, part: AnswerPart, last: Event | None = None) -> None:
         """Say the closing tag, as much of it as there is room for, and let the model go on from there.
 
         An answer that is to end at one of the tag's tokens ends there. `last`: the event at which the thinking was cut;
@@ -160,7 +160,7 @@ class Run:
             began=None if last is None else part.began,
         )
         said = Event(tokens=list(ending), logprobs=[0.0] * count, tops=[[]] * count, finish=finish)
-        self._start(Part(part.number, following, part.began, last or Event()), said)
+        self._start(AnswerPart(part.number, following, part.began, last or Event()), said)
 
     async def inspect(self, tokens: tuple[int, ...], top_logprobs: int = 0) -> Inspected:
         """Rewards and log-probabilities of a text. Raises ApiError if they could not be had."""
