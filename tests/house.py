@@ -50,9 +50,14 @@ class Source:
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
+    @functools.cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree; most rules look at all of them."""
+        return list(ast.walk(self.tree))
+
     @property
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        return (node for node in self.nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
     @property
     def module(self) -> str:
@@ -63,7 +68,7 @@ class Source:
     def imports(self) -> Iterator[tuple[int, str]]:
         """(line, dotted name) of everything imported; `from a import b` counts as a.b, relative imports resolved."""
         package = self.module.split(".") if self.path.name == "__init__.py" else self.module.split(".")[:-1]
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -179,7 +184,7 @@ def nnx_in_model_only(source: Source) -> Iterator[str]:
 
 def plain_transforms(source: Source) -> Iterator[str]:
     """Only jax's own transforms: never nnx.jit, nnx.grad, nnx.scan, pjit and the like."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == "nnx" and node.attr in TRANSFORMS:
                 yield f"{source.path}:{node.lineno}: nnx.{node.attr}; use jax.{node.attr}"
@@ -189,7 +194,7 @@ def plain_transforms(source: Source) -> Iterator[str]:
 
 def runtime_protocols(source: Source) -> Iterator[str]:
     """A Protocol is @runtime_checkable: beartype checks annotations when the tests run."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
         if isinstance(node, ast.ClassDef) and any(base.split("[")[0].split(".")[-1] == "Protocol" for base in bases):
             if not any("runtime_checkable" in ast.unparse(decorator) for decorator in node.decorator_list):

@@ -233,6 +233,7 @@ def test_the_heat_map_is_darker_where_less_is_certain_and_says_more_when_pointed
     page = (watched := view("entropy")).page
     page.locator("#entropy select").select_option("eval/first.jsonl")
     tokens = page.locator("#entropy .heat-text .token")
+    tokens.first.wait_for()  # the file has come
     row = entropies(3)[0]
     assert "".join(tokens.all_text_contents()) == TEXTS[0]
     shown = tokens.evaluate_all(
