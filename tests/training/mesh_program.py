@@ -27,7 +27,7 @@ from sla_jax.training.data_config import DataConfig
 from sla_jax.training.loss_config import PolicyLoss, RewardLoss
 from tests.training import rows
 
-STEPS = 20
+STEPS = 8
 NO_CHANNEL = ChannelOptions(weight=0.0)
 LORA = LoraConfig(rank=4, alpha=8.0)
 FAMILIES: dict[str, dict[str, Any]] = {
