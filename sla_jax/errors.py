@@ -7,19 +7,38 @@ filled the disk or forbade the folder. `front_door` is what every program's `mai
 
 import difflib
 import errno
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 
+LONGEST = 4000  # characters of an error's wording
+LONGEST_NAME, COMPARED = 200, 5000  # characters of a name that may be misspelled; names that it is compared with
+
 
 class UserError(Exception):
-    """What came, what was expected and what to do about it, in one paragraph."""
+    """What came, what was expected and what to do about it, in one paragraph, cut where it would be longer than one."""
+
+    def __str__(self) -> str:
+        return cut(super().__str__(), LONGEST)
+
+
+def cut(text: str, most: int = 200) -> str:
+    """The text, or where it has more than `most` characters its first and last ones, and how many are left out."""
+    if len(text) <= most:
+        return text
+    begin, end = most * 3 // 4, most // 4
+    return f"{text[:begin]} … ({len(text) - begin - end} characters) … {text[len(text) - end :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close.
 
-    Never `name` itself: what was refused is no advice."""
-    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1, cutoff=0.6)
+    Never `name` itself: what was refused is no advice. Comparing takes the product of two lengths, and whoever wrote
+    a long name did not misspell a short one."""
+    if len(name) > LONGEST_NAME:
+        return ""
+    others = (other for other in known if other != name and len(other) <= LONGEST_NAME)
+    close = difflib.get_close_matches(name, itertools.islice(others, COMPARED), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -120,7 +120,7 @@ def _check(path: Path, tensors: Mapping[str, st.Tensor], names: Names, config: M
 def _read_config(path: Path) -> LoraConfig:
     try:
         raw = read_json(path)
-        kind, rank, alpha, modules = (raw[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
+        kind, rank, _, modules = (raw[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}; expected what PEFT writes for a LoRA adapter.") from None
     except (UserError, TypeError):
@@ -130,8 +130,10 @@ def _read_config(path: Path) -> LoraConfig:
     for name, allowed in NEUTRAL.items():
         if raw.get(name) not in allowed:
             raise UserError(f"{path} says {name}={raw[name]!r}, which is not supported; expected {allowed[0]!r}.")
-    if type(rank) is not int or type(alpha) not in (int, float):
-        raise UserError(f"{path} says r={rank!r} and lora_alpha={alpha!r}; expected a whole number and a number.")
+    if type(rank) is not int or type(alpha) not in (int, float) or not abs(alpha) < math.inf:
+        raise UserError(
+            f"{path} says r={rank!r:.80} and lora_alpha={alpha!r:.80}; expected a whole number and a number."
+        )
     return LoraConfig(rank=rank, alpha=float(alpha), targets=_targets(path, modules))
 
 
@@ -139,7 +141,7 @@ def _targets(path: Path, modules: Any) -> tuple[str, ...]:
     if not isinstance(modules, list):
         raise UserError(f"{path} says target_modules={modules!r}; expected a list of some of {', '.join(MODULES)}.")
     for module in modules:
-        if module not in MODULES:
+        if not isinstance(module, str) or module not in MODULES:
             known = ", ".join(MODULES)
             raise UserError(
                 f"{path} targets the module {module!r}; supported are {known}.{nearest(str(module), MODULES)}"
