@@ -211,7 +211,8 @@ def _need(raw: Mapping[str, Any], name: str) -> Any:
 
 
 def read_size(raw: Mapping[str, Any], name: str, otherwise: int | None = None, least: int = 1) -> int:
-    """A size of a config.json: a whole number, which may be written as 32.0; a field that is absent or null is `otherwise`, if that is given."""
+    """A size of a config.json: a whole number, which may be written as 32.0. `otherwise` is that of a field that is
+    absent or null, if it may be. Raises UserError."""
     value = _need(raw, name) if otherwise is None or raw.get(name) is not None else otherwise
     most = LARGEST.get(name, LARGEST_OTHER)
     whole = type(value) is int or (type(value) is float and value.is_integer())
