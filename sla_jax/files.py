@@ -33,7 +33,7 @@ from sla_jax.errors import UserError, nearest
 ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 TENSORSTORE = re.compile(r"\[os_error_code='(\d+)'")
 GZIP = b"\x1f\x8b"
-PIECE = 2**16  # characters that are read at a time where lines do not matter
+PIECE, HEAD = 2**16, 2**10  # characters that are read at a time where lines do not matter, and to find the first one
 LONGEST_LINE, LONGEST_TEXT = json_text.LONGEST, 2**27  # characters of a line, and of a text that is read whole
 
 
@@ -55,7 +55,7 @@ def check_file(path: Path, kinds: Sequence[str] | None) -> None:
 
 def row_unit(path: Path) -> str:
     """What the rows of a file are counted by: "row" of a JSON list, else "line". Raises UserError."""
-    first = (piece.lstrip() for piece in _pieces(path, str(path), PIECE))
+    first = (piece.lstrip() for piece in _pieces(path, str(path), HEAD))
     return "row" if next(filter(None, first), "").startswith("[") else "line"
 
 

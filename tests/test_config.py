@@ -169,7 +169,7 @@ def test_entries_of_a_mapping_join_those_of_the_file(tmp_path):
     [
         (["--data.template.a"], "--data.template.a needs a value"),
         (["--data.template.a", "--data.maybe.b", "1"], "--data.template.a needs a value"),
-        (["--data.template.a", "[1"], "--data.template.a is '[1', which is not valid YAML"),
+        (["--data.template.a", "[1"], "--data.template.a '[1' line 1, column 3: this is not valid YAML"),
         (["--data.template", "[1]"], r"--data.template.*\[1\] is no JSON object"),
         (["--data.templat.a", "1"], "Did you mean '--data.template'"),
     ],

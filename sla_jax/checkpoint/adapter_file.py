@@ -130,11 +130,9 @@ def _read_config(path: Path) -> LoraConfig:
     for name, allowed in NEUTRAL.items():
         if raw.get(name) not in allowed:
             raise UserError(f"{path} says {name}={raw[name]!r}, which is not supported; expected {allowed[0]!r}.")
-    if type(rank) is not int or type(alpha) not in (int, float) or not abs(alpha) < math.inf:
-        raise UserError(
-            f"{path} says r={rank!r:.80} and lora_alpha={alpha!r:.80}; expected a whole number and a number."
-        )
-    return LoraConfig(rank=rank, alpha=float(alpha), targets=_targets(path, modules))
+    if type(rank) is not int:
+        raise UserError(f"{path} says r={rank!r:.80}; expected a whole number.")
+    return LoraConfig(rank=rank, alpha=read_number(raw, "lora_alpha"), targets=_targets(path, modules))
 
 
 def _targets(path: Path, modules: Any) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(entry: Mapping[str, Any], base: int) -> Tensor:
+def _tensor(entry: Any, base: int) -> Tensor:
     """One entry of the header. Raises ValueError, TypeError or LookupError for anything but whole numbers from 0."""
     begin, end = entry["data_offsets"]
     shape = list(entry["shape"])

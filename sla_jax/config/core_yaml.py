@@ -12,7 +12,7 @@ import yaml
 
 from sla_jax.errors import UserError
 
-MOST, DEEPEST = 100_000, 64  # values of a text, its aliases written out, and how deep they may nest
+MOST, DEEPEST = 20_000, 64  # values of a text, its aliases written out, and how deep they may nest
 LONGEST = 2**20  # characters of a text
 # tag, what it looks like, the characters that it can begin with
 SCHEMA = (

@@ -249,11 +249,9 @@ def _unreadable(name: str, value: Any, wanted: str) -> UserError:
 
 def _head_dim(raw: Mapping[str, Any], otherwise: int) -> int:
     """The size of a head, which is rotated in pairs."""
-    size = read_size(raw, "head_dim", otherwise or LARGEST_OTHER)
+    size = read_size(raw, "head_dim", otherwise)
     if size % 2:
-        raise UserError(
-            f"config.json: heads are of size {size} (head_dim); expected an even number, as they are rotated."
-        )
+        raise UserError(f"config.json: heads of size {size} (head_dim) cannot be rotated; expected an even number.")
     return size
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sla_jax.errors import UserError
 from sla_jax.text.template_process import LONGEST, PATIENCE, REFUSED, TOO_MUCH
 
@@ -50,7 +52,7 @@ class TemplateProcess:
     def close(self) -> None:
         """End the process; the next request starts another."""
         with self._lock:
-            if self._process is not None:
+            if self._process is not None and self._owner == os.getpid():
                 self._end(self._process)
 
     def _ask(self, **request: Any) -> str:
@@ -76,7 +78,9 @@ class TemplateProcess:
         return text
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is not None:
+            self._end(self._process)
+        if self._process is None or self._owner != os.getpid():
             command = [sys.executable, "-P", str(SCRIPT), str(self.seconds), str(self.memory)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._owner = os.getpid()
@@ -86,8 +90,6 @@ class TemplateProcess:
     def _end(self, process: subprocess.Popen[bytes]) -> int:
         """The code with which the process ended, by itself or now."""
         self._process = None
-        if self._owner != os.getpid():
-            return 0
         assert process.stdout is not None
         process.stdout.close()
         process.kill()
@@ -133,12 +135,10 @@ def _exchange(process: subprocess.Popen[bytes], body: bytes) -> tuple[int, str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for a value of another type."""
+    """What a template is given for a value that JSON has not: of a date or the like, its text."""
     if isinstance(value, Mapping):
         return dict(value)
-    raise UserError(
-        f"a chat template is given a {type(value).__name__}; expected what JSON has: texts, numbers, lists …"
-    )
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 TEMPLATES = TemplateProcess()
