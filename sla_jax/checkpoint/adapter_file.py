@@ -17,7 +17,7 @@ from sla_jax.checkpoint import safetensors_file as st
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
 from sla_jax.files import read_json
-from sla_jax.model.config import ModelConfig
+from sla_jax.model.config import ModelConfig, read_number
 from sla_jax.model.lora import PARTS, TARGETS, Factors, Lora, LoraConfig, init_lora
 from sla_jax.model.policy import param_shapes
 
@@ -132,7 +132,7 @@ def _read_config(path: Path) -> LoraConfig:
             raise UserError(f"{path} says {name}={raw[name]!r}, which is not supported; expected {allowed[0]!r}.")
     if type(rank) is not int:
         raise UserError(f"{path} says r={rank!r:.80}; expected a whole number.")
-    return LoraConfig(rank=rank, alpha=read_number(raw, "lora_alpha"), targets=_targets(path, modules))
+    return LoraConfig(rank=rank, alpha=read_number(raw, "lora_alpha", str(path)), targets=_targets(path, modules))
 
 
 def _targets(path: Path, modules: Any) -> tuple[str, ...]:

@@ -117,7 +117,8 @@ def load_armo(directory: Path) -> Armo:
     gate = _gate(source, config, str(directory / FILE))
     try:
         said = json.loads(source.metadata[KEY])
-        temperature, names = read_number(said, "temperature"), tuple(str(name) for name in said["names"])
+        names = tuple(str(name) for name in said["names"])
+        temperature = read_number(said, "temperature", str(directory / FILE))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{directory / FILE} does not say {KEY} in its metadata. Import the model again.") from None
     if len(names) != gate[TRANSFORM].shape[0]:

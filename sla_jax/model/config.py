@@ -221,11 +221,11 @@ def read_size(raw: Mapping[str, Any], name: str, otherwise: int | None = None, l
     return int(value)
 
 
-def read_number(raw: Mapping[str, Any], name: str) -> float:
-    """A number of a config.json, finite and above 0. Raises UserError."""
+def read_number(raw: Mapping[str, Any], name: str, where: str = "config.json") -> float:
+    """A number of a config.json (or of the file `where`), finite and above 0. Raises UserError."""
     value, most = _need(raw, name), LARGEST.get(name, sys.float_info.max)
     if type(value) not in (int, float) or not 0 < value <= most:
-        raise _unreadable(name, value, f"a number above 0 and up to {most:g}")
+        raise _unreadable(name, value, f"a number above 0 and up to {most:g}", where)
     return float(value)
 
 
@@ -243,8 +243,8 @@ def _flag(raw: Mapping[str, Any], name: str, otherwise: bool = False) -> bool:
     return value
 
 
-def _unreadable(name: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"config.json: {name}={cut(repr(value), 80)}; expected {wanted}.")
+def _unreadable(name: str, value: Any, wanted: str, where: str = "config.json") -> UserError:
+    return UserError(f"{where}: {name}={cut(repr(value), 80)}; expected {wanted}.")
 
 
 def _head_dim(raw: Mapping[str, Any], otherwise: int) -> int:
