@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from sla_jax.errors import UserError, cut
+from sla_jax.errors import UserError, quoted, shortened
 from sla_jax.files import naming
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -74,7 +74,7 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         said = header.pop("__metadata__", None)
         tensors = {name: _tensor(entry, 8 + length) for name, entry in header.items()}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise damaged(path, f"its header cannot be read ({cut(str(error))})") from None
+        raise damaged(path, f"its header cannot be read ({shortened(str(error))})") from None
     metadata = {} if said is None else said
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(path, "its __metadata__ is no mapping to texts")
@@ -89,7 +89,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{cut(repr(name))} is there twice")
+        raise ValueError(f"{quoted(name, 200)} is there twice")
     return found
 
 

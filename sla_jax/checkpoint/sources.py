@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from sla_jax.checkpoint import safetensors_file as st
-from sla_jax.errors import UserError, cut
+from sla_jax.errors import UserError, shortened
 from sla_jax.files import read_object
 
 LAYOUTS = (
@@ -189,7 +189,7 @@ def _torch_load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or ["unknown error"])[0]
-        raise UserError(f"{path} cannot be read by torch.load: {cut(reason)}. Download it again.") from None
+        raise UserError(f"{path} cannot be read by torch.load: {shortened(reason)}. Download it again.") from None
     for name, tensor in found.items():
         plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter)
         if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":

@@ -28,7 +28,7 @@ import tyro
 from sla_jax.config import core_yaml
 from sla_jax.config.core_yaml import read_yaml
 from sla_jax.config.entries import Variables, take_entries
-from sla_jax.errors import UserError, cut, nearest
+from sla_jax.errors import UserError, nearest, quoted
 from sla_jax.files import read_text, write_text
 
 __all__ = ["Variables", "as_yaml", "dump_yaml", "from_tree", "load_yaml", "parse", "read_yaml"]
@@ -211,7 +211,7 @@ class _Reader:
         return draft
 
     def _mismatch(self, at: str, raw: Any, wanted: str, choices: Sequence[str] = ()) -> UserError:
-        shown = "null" if raw is None else cut(repr(raw))
+        shown = "null" if raw is None else quoted(raw, 200)
         place = repr(at) if at else "the file"
         kind = "" if raw is None else f" ({type(raw).__name__})"
         hint = nearest(raw, choices) if isinstance(raw, str) else ""

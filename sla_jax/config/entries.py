@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from tyro.constructors import PrimitiveConstructorSpec
 
 from sla_jax.config.core_yaml import read_yaml
-from sla_jax.errors import UserError, cut
+from sla_jax.errors import UserError, quoted, shortened
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def _mapping(words: list[str]) -> dict[str, Any]:
     except RecursionError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{cut(words[0])} is no JSON object")
+        raise ValueError(f"{shortened(words[0])} is no JSON object")
     return found
 
 
@@ -47,7 +47,7 @@ def take_entries(draft: T, words: Sequence[str], prog: str) -> tuple[T, list[str
         value = value if given else next(rest, "--")
         if value.startswith("--"):
             raise UserError(f"{prog}: {flag} needs a value, such as {flag} true.")
-        draft = _with_entry(draft, names, read_yaml(value, f"{prog}: {flag} {cut(repr(value))}"))
+        draft = _with_entry(draft, names, read_yaml(value, f"{prog}: {flag} {quoted(value, 200)}"))
     return draft, left
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sla_jax.errors import UserError, cut, nearest
+from sla_jax.errors import UserError, nearest, quoted
 
 # model_type → what a config.json may leave out, and what transformers takes for it: the defaults of LlamaConfig,
 # MistralConfig, Qwen2Config and Qwen3Config (models/*/configuration_*.py), the same from the first release that has the
@@ -244,7 +244,7 @@ def _flag(raw: Mapping[str, Any], name: str, otherwise: bool = False) -> bool:
 
 
 def _unreadable(name: str, value: Any, wanted: str, where: str = "config.json") -> UserError:
-    return UserError(f"{where}: {name}={cut(repr(value), 80)}; expected {wanted}.")
+    return UserError(f"{where}: {name}={quoted(value)}; expected {wanted}.")
 
 
 def _head_dim(raw: Mapping[str, Any], otherwise: int) -> int:
@@ -343,8 +343,8 @@ def _score(raw: Mapping[str, Any], arch: str) -> ScoreConfig | None:
     labels, count = raw.get("id2label"), raw.get("num_labels")
     if labels is not None and (not isinstance(labels, Mapping) or count not in (None, len(labels))):
         raise UserError(
-            f"config.json: num_labels={cut(repr(count))} and id2label={cut(repr(labels))} do not agree on the outputs "
-            "of the score head."
+            f"config.json: num_labels={quoted(count)} and id2label={quoted(labels)} do not agree on the outputs of the "
+            "score head."
         )
     said = (LABELS if count is None else count) if labels is None else len(labels)
     outputs = read_size({"num_labels": said}, "num_labels", least=0)

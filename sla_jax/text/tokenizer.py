@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sla_jax.errors import UserError, cut
+from sla_jax.errors import UserError, shortened
 from sla_jax.files import read_object
 from sla_jax.text.growth import check_growth
 
@@ -59,7 +59,7 @@ def reading(what: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        reason = cut(" ".join(str(error).split()), 400)
+        reason = shortened(" ".join(str(error).split()), 400)
         raise UserError(f"{what} cannot be read ({reason}); convert the model again.") from None
 
 

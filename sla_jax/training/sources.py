@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sla_jax.errors import UserError, cut
+from sla_jax.errors import UserError, shortened
 from sla_jax.files import ROW_KINDS, check_file, numbered_rows, row_unit
 from sla_jax.scoring.files import load_splits
 from sla_jax.training.data_config import DataConfig, SourceConfig
@@ -120,7 +120,7 @@ def _table_rows(path: Path) -> Numbered:
     # ValueError and the like are of values that Python has not: text that is not UTF-8, a day in the year 90,000
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         kind = "Parquet" if path.name.endswith(".parquet") else "Arrow"
-        raise UserError(f"{path} is not a readable {kind} file: {cut(str(error), 400)}") from error
+        raise UserError(f"{path} is not a readable {kind} file: {shortened(str(error), 400)}") from error
 
 
 def _parquet(path: Path) -> Iterator[Any]:
