@@ -52,7 +52,7 @@ OF_TEXTS: dict[str, tuple[str, Any]] = {
     ),
     "settings of another kind": ("tokenizer_config.json", "[1, 2"),
 }
-WITHOUT_TEXTS = ("convert.py inspect", "serve.py --dry-run", "train.py --dry-run")
+WITHOUT_TEXTS = ("convert.py inspect", "convert.py export", "serve.py --dry-run", "train.py --dry-run")
 
 
 def spoiled(source: Path, place: Path, name: str, content: Any) -> dict[str, Path]:
@@ -77,25 +77,31 @@ def told(door: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return said[said.index("error: ") :]
 
 
-@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=list(DAMAGE))
-@pytest.mark.parametrize("door", list(DOORS))
+# all damage at the cheapest door, which reads a checkpoint as the others do, and two kinds of it at every door
+EVERY = [("convert.py inspect", kind) for kind in DAMAGE] + [
+    (door, kind) for door in DOORS for kind in list(DAMAGE)[:4:3]
+]
+TEXTS = [("generate.py", kind) for kind in OF_TEXTS]
+TEXTS += [(door, "tokenizer.json, cut") for door in DOORS if door not in WITHOUT_TEXTS]
+
+
+@pytest.mark.parametrize(("door", "kind"), dict.fromkeys(EVERY))
 def test_a_damaged_checkpoint_is_told_at_every_door(
-    door: str, name: str, content: Any, bare_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    door: str, kind: str, bare_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, words = DOORS[door]
-    files = spoiled(bare_checkpoint, tmp_path, name, content)
+    files = spoiled(bare_checkpoint, tmp_path, *DAMAGE[kind])
     said = told(program, [word.format(**files) for word in words], capsys)
     assert said.count("\n") == 1 and ("config.json" in said or "sla_jax.json" in said or str(files["dir"]) in said)
     assert not files["out"].exists() or not any(files["out"].rglob("*checkpoint*"))
 
 
-@pytest.mark.parametrize(("name", "content"), OF_TEXTS.values(), ids=list(OF_TEXTS))
-@pytest.mark.parametrize("door", [door for door in DOORS if door not in WITHOUT_TEXTS and "export" not in door])
+@pytest.mark.parametrize(("door", "kind"), dict.fromkeys(TEXTS))
 def test_a_damaged_tokenizer_is_told_at_every_door_that_reads_texts(
-    door: str, name: str, content: Any, bare_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    door: str, kind: str, bare_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, words = DOORS[door]
-    files = spoiled(bare_checkpoint, tmp_path, name, content)
+    files = spoiled(bare_checkpoint, tmp_path, *OF_TEXTS[kind])
     said = told(program, [word.format(**files) for word in words], capsys)
     assert said.count("\n") == 1 and str(files["dir"]) in said
 
