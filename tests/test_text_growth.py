@@ -136,3 +136,14 @@ def test_settings_of_a_stranger_run_nothing(fields: dict[str, Any], tiny_tokeniz
     except UserError as error:
         assert "cannot be read" in str(error)
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("named", [["tokenizer.4.0.json"], ["../tokenizer.4.0.json"], "x", [5]])
+def test_no_other_file_is_read_in_place_of_the_one_that_was_looked_at(
+    named: Any, tiny_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    changed(tiny_tokenizer_dir, tmp_path, {})
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"fast_tokenizer_files": named}))
+    with pytest.raises(UserError, match="names other files than tokenizer.json"):
+        load_tokenizer(tmp_path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sla_jax.errors import UserError, shortened
+from sla_jax.errors import UserError, quoted, shortened
 from sla_jax.files import read_object
 from sla_jax.text.growth import check_growth
 
@@ -35,6 +35,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             "saved with a fast tokenizer (tokenizer.json beside tokenizer_config.json)."
         )
     check_growth(read_object(directory / "tokenizer.json"), str(directory / "tokenizer.json"))
+    _check_settings(directory / "tokenizer_config.json")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is no news
     from transformers import PreTrainedTokenizerFast
 
@@ -48,6 +49,16 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return tokenizer
+
+
+def _check_settings(path: Path) -> None:
+    """Raise UserError for settings by which `transformers` would read another file than tokenizer.json."""
+    named = read_object(path).get("fast_tokenizer_files") if path.is_file() else None
+    if named and named != ["tokenizer.json"]:
+        raise UserError(
+            f"{path} names other files than tokenizer.json: fast_tokenizer_files={quoted(named)}. Take that out, and "
+            "call the one that is meant tokenizer.json."
+        )
 
 
 @contextlib.contextmanager

@@ -114,6 +114,7 @@ def _table_rows(path: Path) -> Numbered:
     start = 0
     try:
         for batch in _parquet(path) if path.name.endswith(".parquet") else _arrow(path):
+            batch.validate(full=True)  # an Arrow file says where its values lie, and is believed otherwise
             rows = batch.to_pylist()
             yield from enumerate(rows, start)
             start += len(rows)
