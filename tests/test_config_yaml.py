@@ -71,7 +71,7 @@ def test_the_count_is_that_of_the_values(tree: Any) -> None:
         return 1 + (sum(map(count, one)) if isinstance(one, list) else 0)
 
     node = yaml.compose(core_yaml.as_yaml(tree), Loader=yaml.SafeLoader)
-    assert core_yaml._extent(node, {})[0] == count(tree)
+    assert node is not None and core_yaml._extent(node, {})[0] == count(tree)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def test_a_damaged_source_is_told_by_convert(
 
 
 def test_a_damaged_gguf_is_told_by_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gguf_files.write(tmp_path / "m.gguf", **{"llama.block_count": 2**31})
+    layers: dict[str, Any] = {"llama.block_count": 2**31}
+    gguf_files.write(tmp_path / "m.gguf", **layers)
     said = told(convert, ["import", str(tmp_path / "m.gguf"), str(tmp_path / "ours")], capsys)
     assert "num_hidden_layers=2147483648; expected a whole number from 1 to 1024" in said
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

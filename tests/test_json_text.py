@@ -98,7 +98,9 @@ def test_values_that_no_later_step_could_walk_are_told(text: str) -> None:
     rows = []
     with pytest.raises(BadJsonError, match="deep|recursion|digits|delimiter"):
         rows += [(item, bad) for item, bad in items(cut(f"[1, {text}", 50))]
-        raise rows[1][1]
+        refused = rows[1][1]
+        assert refused is not None
+        raise refused
 
 
 def test_as_deep_as_it_may_be() -> None:

@@ -17,6 +17,7 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
 import jinja2.ext
@@ -118,12 +119,14 @@ def names(template: str) -> str:
     return json.dumps(sorted(meta.find_undeclared_variables(ENVIRONMENT.parse(template))))
 
 
+ACTIONS: dict[str, Callable[..., str]] = {"render": render, "names": names}
+
+
 def answer(request: bytes) -> tuple[int, str]:
     """(reply's letter, text) to one request."""
     try:
         asked = json.loads(request)
-        do = {"render": render, "names": names}[asked.pop("do")]
-        text = do(**asked)
+        text = ACTIONS[asked.pop("do")](**asked)
     except MemoryError:
         return TOO_MUCH, "memory"
     except Exception as error:  # a template is a program: it may raise anything

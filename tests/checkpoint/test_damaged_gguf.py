@@ -129,7 +129,7 @@ def test_a_gguf_header_is_read_as_the_package_reads_it(place: Path, whole_gguf: 
         assert mine == (tuple(reversed(one.shape.tolist())), one.tensor_type, one.data_offset, one.n_bytes)
 
 
-BAD_FIELDS = {
+BAD_FIELDS: dict[str, list[Any]] = {
     "llama.attention.head_count": [0, "four", 2.5, True],
     "llama.attention.head_count_kv": [0, "two"],
     "llama.attention.key_length": [0, "sixteen"],

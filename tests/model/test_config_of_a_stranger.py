@@ -10,7 +10,7 @@ from sla_jax.errors import UserError
 from sla_jax.model.config import LARGEST, ModelConfig, from_hf
 from tests.tiny import HF_FAMILIES, tiny_hf
 
-NASTY = st.sampled_from(
+NASTY: st.SearchStrategy[Any] = st.sampled_from(
     [
         *(-1, 0, 1.5, True, "8", [], {}, [8], 10**400, 2**63, 1e308, 1e-308, float("nan"), float("inf"), None, 7, 97),
         *(
