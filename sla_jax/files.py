@@ -88,7 +88,7 @@ def read_rows(path: str | Path, kinds: Sequence[str] | None = ROW_KINDS) -> Iter
 
 def read_text(path: Path) -> str:
     """The whole text of a file, its line ends as "\\n". Raises UserError."""
-    return "".join(_bounded(read_pieces(path), str(path)))
+    return "".join(_bounded(read_pieces(path, PIECE), str(path)))
 
 
 def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
@@ -99,7 +99,7 @@ def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
 def read_standard_input() -> str:
     """All that is piped in, read as a file is. Raises UserError."""
     name, raw = "standard input", io.BytesIO(sys.stdin.buffer.read(4 * LONGEST_TEXT + 1))
-    return "".join(_bounded(_checked(_pieces(raw, name, None), name), name))
+    return "".join(_bounded(_checked(_pieces(raw, name, PIECE), name), name))
 
 
 def read_json(path: Path) -> Any:
@@ -241,12 +241,14 @@ def _decoded(file: Any, name: str) -> io.TextIOWrapper:
 
 def _checked(pieces: Iterator[str], name: str) -> Iterator[str]:
     """The pieces, if they are UTF-8. Raises UserError."""
-    line = 1
+    line, before = 1, 0  # where a piece begins: its line, and the bytes of that in earlier pieces
     for piece in pieces:
         for number, text in enumerate([] if _is_text(piece) else piece.split("\n"), line):
             if not _is_text(text):
-                raise UserError(f"{name}, line {number}: {_not_utf8(text)}.")
+                raise UserError(f"{name}, line {number}: {_not_utf8(text, before if number == line else 0)}.")
+        _, broken, rest = piece.rpartition("\n")
         line += piece.count("\n")
+        before = len(rest.encode()) + (0 if broken else before)
         yield piece
 
 
@@ -258,11 +260,11 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _not_utf8(text: str) -> str:
+def _not_utf8(text: str, before: int = 0) -> str:
     try:
         text.encode("utf-8", "surrogateescape").decode()
     except UnicodeDecodeError as error:
-        return f"not UTF-8 text ({error.reason} at byte {error.start})"
+        return f"not UTF-8 text ({error.reason} at byte {before + error.start})"
     raise AssertionError("only of a text that is none")
 
 

@@ -76,6 +76,15 @@ def test_a_text_is_the_same_however_it_is_saved(
     assert [len(piece) <= size for piece in read_pieces(path, size)] == [True] * len(list(read_pieces(path, size)))
 
 
+@given(st.text(max_size=20), st.sampled_from([1, 3, 10**6]))
+def test_a_byte_that_is_none_is_found_in_any_piece(place: Path, text: str, size: int) -> None:
+    path, text = place / "wrong.txt", "a" + text.replace("\r", "")
+    path.write_bytes(text.encode() + b"\xff" + b"b\n")
+    line, at = text.count("\n") + 1, len(text.rpartition("\n")[2].encode())
+    with pytest.raises(UserError, match=rf"wrong.txt, line {line}: not UTF-8 text \(invalid start byte at byte {at}\)"):
+        list(read_pieces(path, size))
+
+
 @given(st.binary(max_size=40))
 def test_bytes_of_any_kind_are_text_or_a_users_error(place: Path, raw: bytes) -> None:
     path = place / "any.jsonl"
@@ -262,11 +271,13 @@ def test_a_line_may_not_be_longer_than_memory(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' + b"0" * 8_000_000))
     assert path.stat().st_size < 20_000
-    for read in (lambda: list(read_rows(path)), lambda: read_text(path), lambda: read_json(path)):
+    monkeypatch.setattr(files, "LONGEST_TEXT", 1000)
+    line, text = "line 2: it has more than 1000 characters", "more than 1000 characters; expected a text"
+    for read, said in ((lambda: list(read_rows(path)), line), (lambda: read_text(path), text)):
         unpacked.clear()
-        with pytest.raises(UserError, match=r"bomb.jsonl.gz, line 2: it has more than 1000 characters"):
+        with pytest.raises(UserError, match=said):
             read()
-        assert sum(unpacked) < 100_000
+        assert sum(unpacked) < 200_000
 
 
 def test_a_text_that_is_read_whole_may_not_be_longer_than_memory(
