@@ -273,6 +273,7 @@ BAD_YAML = {
     "search: 3": ["'search' is 3 (int)", "a mapping with the keys method, width, branch_first"],
     "[1, 2]": ["the file is [1, 2] (list)", "a mapping"],
     "lr: fast": ["'lr' is 'fast' (str)", "a number"],
+    f"lr: {10**400}": ["'lr' is 1000", "a number"],
     "lr: true": ["'lr' is True (bool)", "a number"],
     "lr: null": ["'lr' is null", "a number"],
     "search: {width: 2.0}": ["'search.width' is 2.0 (float)", "a whole number"],

@@ -154,7 +154,7 @@ class _Reader:
         origin, args = get_origin(hint), get_args(hint)
         if hint is Any or (hint in SCALARS and type(raw) is hint):
             return raw
-        if hint is float and type(raw) in (int, float):
+        if hint is float and (type(raw) is float or (type(raw) is int and abs(raw) <= sys.float_info.max)):
             return float(raw)
         if hint in (None, type(None)) and raw is None:
             return None
