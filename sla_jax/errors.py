@@ -7,20 +7,47 @@ filled the disk or forbade the folder. `front_door` is what every program's `mai
 
 import difflib
 import errno
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 
+LONGEST = 4000  # characters of an error's wording
+CLOSE = 0.6  # of difflib's ratio, 2 × (letters that two names share) / (letters of both)
+LONGEST_NAME, COMPARED = 200, 5000  # characters of a name that may be meant; how many are compared
+
 
 class UserError(Exception):
-    """What came, what was expected and what to do about it, in one paragraph."""
+    """What came, what was expected and what to do about it, in one paragraph, of a long one its begin and its end."""
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if len(said) <= LONGEST else f"{said[: LONGEST * 3 // 4]} … {said[-LONGEST // 4 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close.
 
-    Never `name` itself: what was refused is no advice."""
-    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    Never `name` itself: what was refused is no advice. A name so long that it shares too little with every known one,
+    even if it has all of their letters, is not compared: difflib takes minutes for a text of megabytes."""
+    close = (other for other in known if other != name and len(other) <= LONGEST_NAME)
+    others = list(itertools.islice(close, COMPARED))
+    if len(name) > max(map(len, others), default=0) * (2 / CLOSE - 1):
+        return ""
+    found = difflib.get_close_matches(name, others, n=1, cutoff=CLOSE)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its first `most` characters and how many more there were: for what somebody else wrote."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most} more characters)"
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """`repr` of what somebody else wrote, shortened; of a long text only the beginning is spelled."""
+    if not isinstance(value, str):
+        return shortened(repr(value), most)
+    more = f"… ({len(value) - most} more characters)" if len(value) > most else ""
+    return repr(value[:most]) + more
 
 
 # what to do about an OSError, by its number; of any other the file's name has to do

@@ -2,9 +2,10 @@
 
 Reading. A text is UTF-8, with or without a byte order mark; a line ends with "\\n", "\\r\\n" or "\\r"; what begins like
 gzip is unpacked, whatever it is called. Rows are JSON: one list, if the first character is "[", else one value a line;
-blank lines are no rows. Files are streamed, but for a list, which JSON makes one read whole. What is wrong is named by
-file and line, or file and row of a list, counted from 1: bytes that are not UTF-8, text that is not JSON, a JSON string
-with half a character in it. UTF-16 is named as such.
+blank lines are no rows. Rows are streamed, and no row, line or text that is read whole may be longer than a bound: a
+few million bytes of gzip can stand for thousands of millions. What is wrong is named by file and line, or file and row
+of a list, counted from 1: bytes that are not UTF-8, text that is not JSON, a JSON string with half a character in it.
+UTF-16 is named as such.
 
 Writing. A file appears whole or not at all (`write_text`, `replacing`), or grows by whole lines that are on disk when
 `append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. An OSError names
@@ -26,12 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from sla_jax import json_text
 from sla_jax.errors import UserError, nearest
 
 ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 TENSORSTORE = re.compile(r"\[os_error_code='(\d+)'")
 GZIP = b"\x1f\x8b"
-HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's spelling of half a character; two of them may make a whole one
+PIECE, HEAD = 2**16, 2**10  # characters that are read at a time where lines do not matter, and to find the first one
+LONGEST_LINE, LONGEST_TEXT = json_text.LONGEST, 2**27  # characters of a line, and of a text that is read whole
 
 
 class BadRow(Exception):
@@ -52,17 +55,16 @@ def check_file(path: Path, kinds: Sequence[str] | None) -> None:
 
 def row_unit(path: Path) -> str:
     """What the rows of a file are counted by: "row" of a JSON list, else "line". Raises UserError."""
-    first = (line.lstrip() for line in _pieces(path, str(path), None))
+    first = (piece.lstrip() for piece in _pieces(path, str(path), HEAD))
     return "row" if next(filter(None, first), "").startswith("[") else "line"
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(number, value) of every row; in place of one that cannot be read, a BadRow. Raises UserError for the file."""
     if row_unit(path) == "row":
-        text = read_text(path)
-        every = _json(text, str(path))
-        for number, row in enumerate(every, 1):
-            yield number, (_half(row) if HALF.search(text) else None) or row
+        with _naming_json(str(path)):
+            for number, (row, bad) in enumerate(json_text.items(read_pieces(path, PIECE)), 1):
+                yield number, row if bad is None else BadRow(str(bad))
         return
     for number, line in enumerate(_pieces(path, str(path), None), 1):
         if line.strip():
@@ -86,7 +88,7 @@ def read_rows(path: str | Path, kinds: Sequence[str] | None = ROW_KINDS) -> Iter
 
 def read_text(path: Path) -> str:
     """The whole text of a file, its line ends as "\\n". Raises UserError."""
-    return "".join(read_pieces(path))
+    return "".join(_bounded(read_pieces(path, PIECE), str(path)))
 
 
 def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
@@ -96,18 +98,14 @@ def read_pieces(path: Path, size: int | None = None) -> Iterator[str]:
 
 def read_standard_input() -> str:
     """All that is piped in, read as a file is. Raises UserError."""
-    name = "standard input"
-    return "".join(_checked(_pieces(io.BytesIO(sys.stdin.buffer.read()), name, None), name))
+    name, raw = "standard input", io.BytesIO(sys.stdin.buffer.read(4 * LONGEST_TEXT + 1))
+    return "".join(_bounded(_checked(_pieces(raw, name, PIECE), name), name))
 
 
 def read_json(path: Path) -> Any:
     """The value that a file holds. Raises UserError, with the line of what is not JSON."""
-    text = read_text(path)
-    value = _json(text, str(path))
-    half = _half(value) if HALF.search(text) else None
-    if half is not None:
-        raise UserError(f"{path}: {half}.")
-    return value
+    with _naming_json(str(path)):
+        return json_text.parse(read_text(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -221,7 +219,9 @@ def _pieces(source: Path | io.BytesIO, name: str, size: int | None) -> Iterator[
     try:
         opened = source.open("rb") if isinstance(source, Path) else io.BufferedReader(source)
         with opened as raw, _decoded(raw, name) as file:
-            while piece := file.readline() if size is None else file.read(size):
+            while piece := file.readline(LONGEST_LINE + 1) if size is None else file.read(size):
+                if len(piece) > max(LONGEST_LINE, size or 0):
+                    raise UserError(f"{name}, line {line + 1}: it has more than {LONGEST_LINE} characters.")
                 yield piece
                 line += piece.count("\n")
     except FileNotFoundError:
@@ -241,12 +241,14 @@ def _decoded(file: Any, name: str) -> io.TextIOWrapper:
 
 def _checked(pieces: Iterator[str], name: str) -> Iterator[str]:
     """The pieces, if they are UTF-8. Raises UserError."""
-    line = 1
+    line, before = 1, 0  # where a piece begins: its line, and the bytes of that in earlier pieces
     for piece in pieces:
         for number, text in enumerate([] if _is_text(piece) else piece.split("\n"), line):
             if not _is_text(text):
-                raise UserError(f"{name}, line {number}: {_not_utf8(text)}.")
+                raise UserError(f"{name}, line {number}: {_not_utf8(text, before if number == line else 0)}.")
+        _, broken, rest = piece.rpartition("\n")
         line += piece.count("\n")
+        before = len(rest.encode()) + (0 if broken else before)
         yield piece
 
 
@@ -258,12 +260,22 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _not_utf8(text: str) -> str:
+def _not_utf8(text: str, before: int = 0) -> str:
     try:
         text.encode("utf-8", "surrogateescape").decode()
     except UnicodeDecodeError as error:
-        return f"not UTF-8 text ({error.reason} at byte {error.start})"
+        return f"not UTF-8 text ({error.reason} at byte {before + error.start})"
     raise AssertionError("only of a text that is none")
+
+
+def _bounded(pieces: Iterator[str], name: str) -> Iterator[str]:
+    """The pieces of a text that is read whole. Raises UserError for a longer one than that may be."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > LONGEST_TEXT:
+            raise UserError(f"{name} has more than {LONGEST_TEXT} characters; expected a text that fits into memory.")
+        yield piece
 
 
 def _row(line: str) -> Any:
@@ -271,36 +283,17 @@ def _row(line: str) -> Any:
     if not _is_text(line):
         return BadRow(_not_utf8(line))
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        ends = "" if line.endswith("\n") else "; the file ends in this line, which may have been cut off"
-        return BadRow(f"not JSON ({_said(error)}){ends}")
-    return (_half(row) if HALF.search(line) else None) or row
+        return json_text.parse(line)
+    except json_text.BadJsonError as error:
+        cut_off = error.line is not None and not line.endswith("\n")
+        return BadRow(f"{error}{'; the file ends in this line, which may have been cut off' if cut_off else ''}")
 
 
-def _json(text: str, name: str) -> Any:
+@contextlib.contextmanager
+def _naming_json(name: str) -> Iterator[None]:
+    """A BadJsonError inside becomes a UserError that names the file, and the line where it is known."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name}{place}: not JSON ({_said(error)}).") from None
-
-
-def _said(error: Exception) -> str:
-    """What is not JSON, of json's own errors; else what Python cannot read: numbers too long, lists too deep."""
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _half(value: Any, place: str = "") -> BadRow | None:
-    """Where a value has half a character, which no tokenizer takes and no file holds."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return BadRow(f"{place or 'the row'!r} has half a character (a lone surrogate) at {error.start}")
-    parts: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, dict):
-        parts = [(f"{place}.{key}".lstrip("."), part) for key, one in value.items() for part in (key, one)]
-    elif isinstance(value, list):
-        parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
-    return next(filter(None, (_half(part, at) for at, part in parts)), None)
+        yield
+    except json_text.BadJsonError as error:
+        place = "" if error.line is None else f", line {error.line}"
+        raise UserError(f"{name}{place}: {error}.") from None

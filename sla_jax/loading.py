@@ -17,10 +17,10 @@ from sla_jax.checkpoint import store
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.decode.program import Engine
 from sla_jax.decode.steps import Steps
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.model import decoding
 from sla_jax.model.axes import param_shardings, policy_shardings
-from sla_jax.model.config import ModelConfig
+from sla_jax.model.config import ModelConfig, read_size
 from sla_jax.model.policy import Policy, unstack
 from sla_jax.sharding import SERVE
 from sla_jax.text import NO_VARIABLES, load_tokenizer, turn_end, with_template
@@ -85,7 +85,7 @@ def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
     names = [name for name in ("generation_config.json", "config.json") if (directory / name).exists()]
     found = [token for name in names for token in _eos_of(directory / name, tokenizer)]
     found += [token for token in (tokenizer.eos_token_id, turn_end(tokenizer)) if token is not None]
-    rows = range(read_json(directory / "config.json")["vocab_size"])
+    rows = range(read_size(read_json(directory / "config.json"), "vocab_size"))
     return [token for token in dict.fromkeys(found) if token in rows]
 
 
@@ -97,8 +97,8 @@ def _eos_of(path: Path, tokenizer: Any) -> Iterator[int]:
         token = named.get(one) if isinstance(one, str) else one
         if one is not None and (not isinstance(token, int) or isinstance(token, bool)):
             raise UserError(
-                f"{path}: eos_token_id is {json.dumps(said)}; expected the id of a token, a list of ids, or null. "
-                "Correct the file."
+                f"{path}: eos_token_id is {shortened(json.dumps(said))}; expected the id of a token, a list of ids, or "
+                "null. Correct the file."
             )
         if token is not None:
             yield token

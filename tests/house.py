@@ -22,6 +22,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 # what may be imported inside the project: a module of a level may import lower levels, and its own package
 LEVELS = (
     {"errors", "xla"},
+    {"json_text"},
     {"files"},
     {"config", "text", "sharding", "topology", "progress", "machine"},
     {"model"},

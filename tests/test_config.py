@@ -169,7 +169,7 @@ def test_entries_of_a_mapping_join_those_of_the_file(tmp_path):
     [
         (["--data.template.a"], "--data.template.a needs a value"),
         (["--data.template.a", "--data.maybe.b", "1"], "--data.template.a needs a value"),
-        (["--data.template.a", "[1"], "--data.template.a is '[1', which is not valid YAML"),
+        (["--data.template.a", "[1"], "--data.template.a '[1' line 1, column 3: this is not valid YAML"),
         (["--data.template", "[1]"], r"--data.template.*\[1\] is no JSON object"),
         (["--data.templat.a", "1"], "Did you mean '--data.template'"),
     ],
@@ -273,6 +273,7 @@ BAD_YAML = {
     "search: 3": ["'search' is 3 (int)", "a mapping with the keys method, width, branch_first"],
     "[1, 2]": ["the file is [1, 2] (list)", "a mapping"],
     "lr: fast": ["'lr' is 'fast' (str)", "a number"],
+    f"lr: {10**400}": ["'lr' is 1000", "a number"],
     "lr: true": ["'lr' is True (bool)", "a number"],
     "lr: null": ["'lr' is null", "a number"],
     "search: {width: 2.0}": ["'search.width' is 2.0 (float)", "a whole number"],

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import eval as evaluate
 import train
-from sla_jax.errors import UserError, for_the_user, front_door, nearest
+from sla_jax.errors import LONGEST, UserError, for_the_user, front_door, nearest, quoted, shortened
 
 
 def wrong(argv: list[str]) -> None:
@@ -141,3 +141,35 @@ def test_a_door_says_where_a_file_stands_in_the_way(
         front_door(door.main, [word.format(file=file, data=data) for word in words])
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.startswith("error: ") and str(file) in told and told.count("\n") == 1
+
+
+def test_a_wording_is_cut_in_one_place(capsys: pytest.CaptureFixture[str]):
+    def refuses(argv: list[str]) -> None:
+        raise UserError(f"the value is {'x' * 10**7}; expected less.")
+
+    with pytest.raises(SystemExit):
+        front_door(refuses, [])
+    told = capsys.readouterr().err
+    assert len(told) < LONGEST + 20 and told.startswith("error: the value is xxx") and told.endswith("expected less.\n")
+
+
+@given(st.integers(0, 10**6) | st.text(max_size=300) | st.lists(st.integers(), max_size=99), st.integers(8, 100))
+def test_what_somebody_wrote_is_quoted_in_part(value: Any, most: int):
+    said = quoted(value, most)
+    assert len(said) <= 6 * most + 40 and (repr(value) == said or "more characters)" in said)
+    assert len(repr(value)) > most or said == repr(value)
+    assert shortened("x" * most, most) == "x" * most and len(shortened("x" * 10**6, most)) < most + 40
+
+
+def test_names_are_compared_in_bounded_number(monkeypatch: pytest.MonkeyPatch):
+    compared: list[int] = []
+
+    def close(name: str, known: list[str], n: int, cutoff: float) -> list[str]:
+        compared.append(len(name) * sum(map(len, known)))
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", close)
+    known = [f"model.layers.{i}.weight" for i in range(10**5)]
+    for name, others in (("x" * 10**7, known), ("widht", known), ("x" * 10**7, ["y" * 10**7] * 10), ("a", [])):
+        assert nearest(name, others) == ""
+    assert len(compared) == 1 and compared[0] < 10**6, "the misspelled word alone"

@@ -76,6 +76,15 @@ def test_a_text_is_the_same_however_it_is_saved(
     assert [len(piece) <= size for piece in read_pieces(path, size)] == [True] * len(list(read_pieces(path, size)))
 
 
+@given(st.text(max_size=20), st.sampled_from([1, 3, 10**6]))
+def test_a_byte_that_is_none_is_found_in_any_piece(place: Path, text: str, size: int) -> None:
+    path, text = place / "wrong.txt", "a" + text.replace("\r", "")
+    path.write_bytes(text.encode() + b"\xff" + b"b\n")
+    line, at = text.count("\n") + 1, len(text.rpartition("\n")[2].encode())
+    with pytest.raises(UserError, match=rf"wrong.txt, line {line}: not UTF-8 text \(invalid start byte at byte {at}\)"):
+        list(read_pieces(path, size))
+
+
 @given(st.binary(max_size=40))
 def test_bytes_of_any_kind_are_text_or_a_users_error(place: Path, raw: bytes) -> None:
     path = place / "any.jsonl"
@@ -242,3 +251,72 @@ def test_room_is_reserved_before_it_is_mapped(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match=r"No space left on device: '.*b\.bin'"):
         files.reserve(tmp_path / "b.bin", 5000)
+
+
+# ---- texts that would fill the memory ----
+
+
+def test_a_line_may_not_be_longer_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a bomb of gzip stands for is not unpacked: of 8 MB no more than the bound and what is read ahead."""
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    unpacked: list[int] = []
+
+    class Counting(gzip.GzipFile):
+        def read1(self, size: int = -1) -> bytes:
+            found = super().read1(size)
+            unpacked.append(len(found))
+            return found
+
+    monkeypatch.setattr(gzip, "GzipFile", Counting)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' + b"0" * 8_000_000))
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(files, "LONGEST_TEXT", 1000)
+    line, text = "line 2: it has more than 1000 characters", "more than 1000 characters; expected a text"
+    for read, said in ((lambda: list(read_rows(path)), line), (lambda: read_text(path), text)):
+        unpacked.clear()
+        with pytest.raises(UserError, match=said):
+            read()
+        assert sum(unpacked) < 200_000
+
+
+def test_a_text_that_is_read_whole_may_not_be_longer_than_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LONGEST_TEXT", 1000)
+    path = tmp_path / "bomb.json"
+    path.write_bytes(gzip.compress(b"1\n" * 501))
+    with pytest.raises(UserError, match=r"bomb.json has more than 1000 characters"):
+        read_json(path)
+    assert len(list(read_rows(path))) == 501, "rows are streamed"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\n" * 400)))
+    with pytest.raises(UserError, match="standard input has more than 1000 characters"):
+        files.read_standard_input()
+
+
+def test_a_list_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LONGEST_TEXT", 1000)
+    path = tmp_path / "rows.json"
+    path.write_bytes(gzip.compress(b"[" + b", ".join([b'{"a": "\xc3\xa9"}'] * 9000) + b"]\n"))
+    assert [row for _, row in read_rows(path)] == [{"a": "é"}] * 9000
+    path.write_bytes(path.read_bytes()[:-99])
+    with pytest.raises(UserError, match="cannot be read behind line 0"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("head", ["", "["])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"a":' * 101 + "1" + "}" * 101, "more than 100 deep"),
+        ("[" * 900 + "]" * 900, "more than 100 deep"),
+        ('{"a":' * 100000, "not JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "4300 digits"),
+    ],
+)
+def test_rows_that_no_step_could_walk_are_told(tmp_path: Path, head: str, row: str, said: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{head}{{"a": 1}}{"," if head else ""}\n{row}{"]" if head else ""}\n')
+    with pytest.raises(UserError, match=said) as error:
+        list(read_rows(path))
+    assert len(str(error.value)) < 1000 and str(error.value).startswith(str(path))

@@ -54,7 +54,7 @@ def test_missing_files_and_directories_are_named(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"version": "1.0", "model": {"type": "NoSuch"}}'])
 def test_a_broken_tokenizer_file_is_one_paragraph(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(UserError, match="cannot be read") as error:
+    with pytest.raises(UserError, match="cannot be read|tokenizer.json, line 1: not JSON") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -17,7 +17,7 @@ from sla_jax.checkpoint import safetensors_file as st
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
 from sla_jax.files import read_json
-from sla_jax.model.config import ModelConfig
+from sla_jax.model.config import ModelConfig, read_number
 from sla_jax.model.lora import PARTS, TARGETS, Factors, Lora, LoraConfig, init_lora
 from sla_jax.model.policy import param_shapes
 
@@ -120,7 +120,7 @@ def _check(path: Path, tensors: Mapping[str, st.Tensor], names: Names, config: M
 def _read_config(path: Path) -> LoraConfig:
     try:
         raw = read_json(path)
-        kind, rank, alpha, modules = (raw[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
+        kind, rank, _, modules = (raw[name] for name in ("peft_type", "r", "lora_alpha", "target_modules"))
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]!r}; expected what PEFT writes for a LoRA adapter.") from None
     except (UserError, TypeError):
@@ -130,16 +130,16 @@ def _read_config(path: Path) -> LoraConfig:
     for name, allowed in NEUTRAL.items():
         if raw.get(name) not in allowed:
             raise UserError(f"{path} says {name}={raw[name]!r}, which is not supported; expected {allowed[0]!r}.")
-    if type(rank) is not int or type(alpha) not in (int, float):
-        raise UserError(f"{path} says r={rank!r} and lora_alpha={alpha!r}; expected a whole number and a number.")
-    return LoraConfig(rank=rank, alpha=float(alpha), targets=_targets(path, modules))
+    if type(rank) is not int:
+        raise UserError(f"{path} says r={rank!r:.80}; expected a whole number.")
+    return LoraConfig(rank=rank, alpha=read_number(raw, "lora_alpha", str(path)), targets=_targets(path, modules))
 
 
 def _targets(path: Path, modules: Any) -> tuple[str, ...]:
     if not isinstance(modules, list):
         raise UserError(f"{path} says target_modules={modules!r}; expected a list of some of {', '.join(MODULES)}.")
     for module in modules:
-        if module not in MODULES:
+        if not isinstance(module, str) or module not in MODULES:
             known = ", ".join(MODULES)
             raise UserError(
                 f"{path} targets the module {module!r}; supported are {known}.{nearest(str(module), MODULES)}"

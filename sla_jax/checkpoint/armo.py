@@ -24,12 +24,12 @@ from sla_jax.checkpoint.mapping import listed
 from sla_jax.checkpoint.sources import SafetensorsSource, Source, open_weights
 from sla_jax.errors import UserError
 from sla_jax.model.armo import Gating
-from sla_jax.model.config import SEQUENCE, ModelConfig, from_hf
+from sla_jax.model.config import SEQUENCE, ModelConfig, from_hf, read_number, read_size
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
 FILE, KEY = "armo.safetensors", "sla_jax_armo"
 REGRESSION, SCALE, TRANSFORM = "regression_layer.weight", "gating.logit_scale", "reward_transform_matrix"
-LAYER = re.compile(r"gating\.layers\.(\d+)\.(weight|bias)")
+LAYER = re.compile(r"gating\.layers\.(\d{1,3})\.(weight|bias)")
 OBJECTIVES, TEMPERATURE = 19, 10.0  # of the release's code, for a config.json that does not say
 # the release's objectives in the order of its outputs; the file says only how many there are
 NAMES = (
@@ -92,7 +92,7 @@ def opened(directory: Path, raw: Mapping[str, Any]) -> Parts:
 
 def as_classifier(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The release's config.json as that of a sequence classifier with one output an objective."""
-    outputs = raw.get("num_objectives", OBJECTIVES)
+    outputs = read_size({"num_labels": raw.get("num_objectives", OBJECTIVES)}, "num_labels")
     dropped = ("id2label", "label2id", "num_labels", "auto_map")
     kept = {name: value for name, value in raw.items() if name not in dropped}
     labels = {str(i): f"LABEL_{i}" for i in range(outputs)}
@@ -117,9 +117,12 @@ def load_armo(directory: Path) -> Armo:
     gate = _gate(source, config, str(directory / FILE))
     try:
         said = json.loads(source.metadata[KEY])
-        temperature, names = float(said["temperature"]), tuple(str(name) for name in said["names"])
-    except (KeyError, TypeError, ValueError):
+        names = tuple(str(name) for name in said["names"])
+        temperature = read_number(said, "temperature", str(directory / FILE))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{directory / FILE} does not say {KEY} in its metadata. Import the model again.") from None
+    if len(names) != gate[TRANSFORM].shape[0]:
+        raise UserError(f"{directory / FILE} has {len(names)} names for {gate[TRANSFORM].shape[0]} objectives.")
     layers = len([name for name in gate if name.endswith(".weight")])
     gating = Gating(
         [jnp.asarray(gate[f"gating.layers.{i}.weight"].T) for i in range(layers)],
@@ -145,17 +148,19 @@ def _gate(source: Source, config: ModelConfig, where: str) -> dict[str, np.ndarr
         raise UserError(f"{where} lacks {listed(missing)}, which an ArmoRM has. Is the download complete?")
     if unknown := sorted(found.keys() - wanted):
         raise UserError(f"{where} holds {listed(unknown)}, which an ArmoRM's gate does not have.")
-    for name, shape in _shapes(config, {i: found[f"gating.layers.{i}.weight"] for i in layers}).items():
+    weights = {i: found[f"gating.layers.{i}.weight"] for i in layers}
+    if config.score is None or any(len(shape) != 2 for shape in weights.values()):
+        raise UserError(f"{where} is no gate of this model: expected a sequence classifier, and matrices.")
+    for name, shape in _shapes(config.width, config.score.outputs, weights).items():
         if found[name] != shape:
             raise UserError(f"{where}: the tensor {name!r} has shape {found[name]}; expected {shape}.")
     return {name: source.read(name) for name in sorted(wanted)}
 
 
-def _shapes(config: ModelConfig, layers: Mapping[int, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _shapes(width: int, outputs: int, layers: Mapping[int, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """From the model's width to its objectives, each layer as wide as the next one reads."""
-    assert config.score is not None, "an ArmoRM is stored as a sequence classifier"
-    outputs, last = config.score.outputs, len(layers) - 1
-    widths = [config.width, *[layers[i][0] for i in range(last)], outputs]
+    last = len(layers) - 1
+    widths = [width, *[layers[i][0] for i in range(last)], outputs]
     shapes: dict[str, tuple[int, ...]] = {SCALE: (1,), TRANSFORM: (outputs, outputs)}
     for i in layers:
         shapes |= {f"gating.layers.{i}.weight": (widths[i + 1], widths[i]), f"gating.layers.{i}.bias": (widths[i + 1],)}
@@ -166,7 +171,8 @@ def _as_file(gate: Mapping[str, np.ndarray], raw: Mapping[str, Any]) -> bytes:
     """The gate as a safetensors file."""
     outputs = gate[TRANSFORM].shape[0]
     names = NAMES if len(NAMES) == outputs else [f"objective {i}" for i in range(outputs)]
-    said = {"temperature": float(raw.get("gating_temperature", TEMPERATURE)), "names": list(names)}
+    temperature = read_number({"gating_temperature": TEMPERATURE, **raw}, "gating_temperature")
+    said = {"temperature": temperature, "names": list(names)}
     specs = [st.Spec(name, array.shape, array.dtype) for name, array in gate.items()]
     with tempfile.TemporaryDirectory() as scratch:
         st.write(Path(scratch) / FILE, specs, iter(gate.values()), {KEY: json.dumps(said)})

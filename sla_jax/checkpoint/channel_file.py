@@ -21,10 +21,16 @@ from sla_jax.checkpoint.sources import SafetensorsSource
 from sla_jax.checkpoint.staging import partial_path
 from sla_jax.errors import UserError
 from sla_jax.model.channel import Channel, init_channel
-from sla_jax.model.config import ChannelConfig, ModelConfig
+from sla_jax.model.config import ChannelConfig, ModelConfig, channel_config
 from sla_jax.model.policy import param_paths
 
 KEY = "sla_jax_channel"
+FIELDS = {  # of ChannelConfig → config.json's
+    "width": "tt_hidden_size",
+    "head_layers": "sr_head_layer",
+    "head_outputs": "sr_out_dim",
+    "head_hidden_rate": "sr_hidden_size_rate",
+}
 
 
 def save_channel(path: Path, channel: Channel, config: ModelConfig, metadata: Mapping[str, str] | None = None) -> None:
@@ -89,12 +95,15 @@ def public_array(array: np.ndarray, slot: Slot) -> np.ndarray:
 def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ChannelConfig, dict[str, Any]]:
     try:
         described = json.loads(metadata[KEY])
-        return ChannelConfig(**described["channel"]), dict(described["policy"])
-    except (KeyError, TypeError, ValueError):
+        fields, policy = dict(described["channel"]), dict(described["policy"])
+        return channel_config({public: fields[name] for name, public in FIELDS.items() if name in fields}), policy
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"{path} does not say what it is (no readable {KEY} in its metadata). A channel file is written by "
             "train.py; a whole public checkpoint with a channel is imported with `convert.py import`."
         ) from None
+    except UserError as error:
+        raise UserError(f"{path} describes a channel that there is not: {error}") from None
 
 
 def _policy(config: ModelConfig) -> dict[str, Any]:

@@ -7,21 +7,30 @@ it is recognized by value. Quantized blocks of every type that the `gguf` packag
 """
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sla_jax.checkpoint import gguf_file
 from sla_jax.checkpoint.gguf_tokenizer import tokenizer_files
 from sla_jax.checkpoint.mapping import TABLE
 from sla_jax.errors import UserError, nearest
 
 
-def shortest(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05 instead of 9.999999747378752e-06."""
+def shortest(value: Any) -> float:
+    """The shortest decimal that is this float32: 1e-05 instead of 9.999999747378752e-06. Raises ValueError."""
+    if type(value) not in (int, float):
+        raise ValueError(value)
     return float(str(np.float32(value)))
+
+
+def whole(value: Any) -> int:
+    """A whole number from 1. Raises ValueError."""
+    if type(value) is not int or value < 1:
+        raise ValueError(value)
+    return value
 
 
 ARCHITECTURES = ("llama",)
@@ -30,13 +39,13 @@ ROPE_FREQS = "rope_freqs.weight"
 # metadata → config.json; what else is read is in KNOWN. A file may leave out rope.freq_base, for which llama.cpp takes
 # 10000 as transformers does, so that config.json leaves it out too
 FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "embedding_length": ("hidden_size", int),
-    "feed_forward_length": ("intermediate_size", int),
-    "block_count": ("num_hidden_layers", int),
-    "attention.head_count": ("num_attention_heads", int),
+    "embedding_length": ("hidden_size", whole),
+    "feed_forward_length": ("intermediate_size", whole),
+    "block_count": ("num_hidden_layers", whole),
+    "attention.head_count": ("num_attention_heads", whole),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", shortest),
     "rope.freq_base": ("rope_theta", shortest),
-    "context_length": ("max_position_embeddings", int),
+    "context_length": ("max_position_embeddings", whole),
 }
 KNOWN = {
     *FIELDS,
@@ -60,16 +69,14 @@ class GgufSource:
     def __init__(self, path: Path):
         self.files = [path]
         self.path = path
-        reader, self.metadata = _open(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        _complete(path, reader.tensors)
+        tensors, self.metadata = gguf_file.read_header(path)
         self._rope_freqs = tensors.pop(ROPE_FREQS, None)
-        self._tensors, self._rotary = _public(tensors)
+        self._tensors, self._rotary = _public(tensors, path)
         self.config = self._config()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See sources.Source; GGUF writes dimensions fastest first."""
-        return {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+        """See sources.Source."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Everything is dequantized to float32."""
@@ -77,24 +84,13 @@ class GgufSource:
 
     def read(self, name: str) -> np.ndarray:
         """See sources.Source."""
-        array = self._dequantize(name, self._tensors[name])
+        array = gguf_file.read_tensor(self.path, name, self._tensors[name])
         heads = self._rotary.get(name)
         return array if heads is None else _uninterleave(array, int(self.config[heads]))
 
     def tokenizer_files(self) -> dict[str, str]:
         """tokenizer.json and what goes with it, by file name."""
         return tokenizer_files(self.metadata, self.path)
-
-    def _dequantize(self, name: str, tensor: Any) -> np.ndarray:
-        from gguf.quants import dequantize
-
-        try:
-            return np.asarray(dequantize(tensor.data, tensor.tensor_type)).reshape(tuple(reversed(tensor.shape)))
-        except NotImplementedError:
-            raise UserError(
-                f"{self.path}: the tensor {name!r} has the type {tensor.tensor_type.name}, which the gguf package "
-                "cannot dequantize. Upgrade gguf, or take another quantization of the model."
-            ) from None
 
     def _config(self) -> dict[str, Any]:
         """A Hugging Face config.json for this file."""
@@ -108,12 +104,12 @@ class GgufSource:
         shapes = self.shapes()
         config: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
         fields = {name: field for name, field in FIELDS.items() if name != OPTIONAL or f"llama.{name}" in self.metadata}
-        config |= {public: kind(self._need(f"llama.{name}")) for name, (public, kind) in fields.items()}
+        config |= {public: self._number(f"llama.{name}", kind) for name, (public, kind) in fields.items()}
         heads = config["num_attention_heads"]
         config |= {
-            "num_key_value_heads": int(self.metadata.get("llama.attention.head_count_kv", heads)),
-            "head_dim": int(self.metadata.get("llama.attention.key_length", config["hidden_size"] // heads)),
-            "vocab_size": shapes.get("model.embed_tokens.weight", (len(self._need("tokenizer.ggml.tokens")),))[0],
+            "num_key_value_heads": self._number("llama.attention.head_count_kv", whole, heads),
+            "head_dim": self._number("llama.attention.key_length", whole, config["hidden_size"] // heads),
+            "vocab_size": shapes.get("model.embed_tokens.weight", (len(self._list("tokenizer.ggml.tokens")),))[0],
             "tie_word_embeddings": "lm_head.weight" not in shapes,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
             "mlp_bias": False,
@@ -121,12 +117,26 @@ class GgufSource:
         }
         self._check_rotary(config["head_dim"])
         config["rope_scaling"] = self._rope_scaling(config)
-        return config | generation(self.metadata)
+        return config | generation(self.metadata, self.path)
 
     def _need(self, key: str) -> Any:
         if key not in self.metadata:
             raise UserError(f"{self.path} has no {key!r}; it changes the numbers, so it has no default.")
         return self.metadata[key]
+
+    def _number(self, key: str, kind: Callable[[Any], Any], otherwise: int | None = None) -> Any:
+        value = self._need(key) if otherwise is None else self.metadata.get(key, otherwise)
+        try:
+            return kind(value)
+        except ValueError:
+            wanted = "a whole number from 1" if kind is whole else "a number"
+            raise UserError(f"{self.path} says {key}={value!r:.80}; expected {wanted}.") from None
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._need(key)
+        if not isinstance(value, list):
+            raise UserError(f"{self.path} says {key}={value!r:.80}; expected a list.")
+        return value
 
     def _refuse_unknown(self) -> None:
         for key in self.metadata:
@@ -154,12 +164,12 @@ class GgufSource:
         if kind != "none" and self._rope_freqs is not None:
             raise UserError(f"{self.path} has both {kind!r} rope scaling and {ROPE_FREQS}; only one is supported.")
         if kind != "none":
-            return {"rope_type": kind, "factor": shortest(self._need("llama.rope.scaling.factor"))}
+            return {"rope_type": kind, "factor": self._number("llama.rope.scaling.factor", shortest)}
         if self._rope_freqs is None:
             return None
-        factors = self._dequantize(ROPE_FREQS, self._rope_freqs)
+        factors = gguf_file.read_tensor(self.path, ROPE_FREQS, self._rope_freqs)
         scaling: dict[str, Any] = {"rope_type": "llama3", "factor": shortest(float(factors.max())), **LLAMA3}
-        theta = shortest(self._need(f"llama.{OPTIONAL}"))
+        theta = self._number(f"llama.{OPTIONAL}", shortest)
         expected = llama3_factors(scaling, theta, config["head_dim"])
         if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
             raise UserError(
@@ -169,9 +179,12 @@ class GgufSource:
         return scaling
 
 
-def generation(metadata: dict[str, Any]) -> dict[str, Any]:
+def generation(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
     """bos, eos (a list when a turn or a message ends with another token) and pad ids, as in generation_config.json."""
     ids = {key: metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", *ENDS, "padding")}
+    for key, token in ids.items():
+        if token is not None and type(token) is not int:
+            raise UserError(f"{path} says tokenizer.ggml.{key}_token_id={token!r:.80}; expected the id of a token.")
     ends = list(dict.fromkeys(ids[key] for key in ENDS if ids[key] is not None))
     found = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     found["pad_token_id"] = ids["padding"]
@@ -182,47 +195,24 @@ def extra_files(source: GgufSource) -> dict[str, str]:
     """What a checkpoint keeps beside its weights, by file name."""
     return {
         **source.tokenizer_files(),
-        "generation_config.json": json.dumps(generation(source.metadata), indent=2) + "\n",
+        "generation_config.json": json.dumps(generation(source.metadata, source.path), indent=2) + "\n",
     }
 
 
 def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
     """How much each rotary frequency is divided by [H/2], as llama.cpp stores it (convert_hf_to_gguf.py)."""
     low, high, old = (float(scaling[key]) for key in LLAMA3)
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    smooth = np.clip((old / wavelength - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    with np.errstate(all="ignore"):  # of numbers that are none the factors are none either
+        wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        smooth = np.clip((old / wavelength - low) / (high - low), 0, 1)
+        return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
 
 
-def _open(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The file's reader, and its metadata."""
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UserError("reading GGUF files needs the gguf package: pip install 'sla-jax[gguf]'.") from None
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    try:
-        reader = GGUFReader(path)
-        return reader, {name: field.contents() for name, field in reader.fields.items()}
-    except (ArithmeticError, ValueError, LookupError, TypeError, MemoryError, OSError) as error:
-        raise UserError(f"{path} is not a whole GGUF file ({error}). Download it again.") from None
-
-
-def _complete(path: Path, tensors: list[Any]) -> None:
-    size = path.stat().st_size
-    for tensor in tensors:
-        if tensor.data_offset + tensor.n_bytes > size:
-            end = tensor.data_offset + tensor.n_bytes
-            raise UserError(
-                f"{path} is truncated: the tensor {tensor.name!r} ends at byte {end} and the file has {size}."
-            )
-
-
-def _public(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _public(tensors: dict[str, gguf_file.Tensor], path: Path) -> tuple[dict[str, gguf_file.Tensor], dict[str, str]]:
     """Tensors by public name, and which config field counts the heads of those that are interleaved.
 
     A name that the table does not have is kept as it came, so that the check of names reports it."""
-    public: dict[str, Any] = {}
+    public: dict[str, gguf_file.Tensor] = {}
     rotary: dict[str, str] = {}
     rows = {entry.gguf: entry for entry in TABLE if entry.gguf}
     for name, tensor in tensors.items():
@@ -230,6 +220,8 @@ def _public(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         layered = name.startswith("blk.") and word.isdecimal()
         entry = rows.get(f"blk.{{i}}.{rest}" if layered else name)
         key = name if entry is None else entry.public.format(i=word)
+        if key in public:
+            raise UserError(f"{path} holds {key!r:.200} under its name and under {name!r:.200}. Which one is it?")
         public[key] = tensor
         if entry is not None and entry.rotary:
             rotary[key] = {"heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}[entry.rotary]

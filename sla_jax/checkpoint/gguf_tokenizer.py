@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError, nearest, shortened
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -64,8 +64,10 @@ def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
     try:
         special = _special(metadata)
         tokenizer = _tokenizer(metadata, pre).to_str(pretty=True)
-    except Exception as error:  # the Rust side raises bare Exception
-        reason = " ".join(str(error).split())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust side raises bare Exception, and its panics are none
+        reason = shortened(" ".join(str(error).split()), 400)
         raise UserError(f"{path} has a vocabulary that is not a whole BPE ({reason}). Download it again.") from None
     files = {
         "tokenizer.json": tokenizer,

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from sla_jax.checkpoint import safetensors_file as st
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.files import read_object
 
 LAYOUTS = (
@@ -71,7 +71,10 @@ class SafetensorsSource:
 
 
 class TorchSource:
-    """`pytorch_model.bin` files, mapped and read without running any code that they might hold (`weights_only`)."""
+    """`pytorch_model.bin` files, mapped and read without running any code that they might hold (`weights_only`).
+
+    A tensor is a view of a storage, of whatever shape: one number can stand for a million million. It is believed to be
+    as large as its storage at most, which is a part of the file."""
 
     def __init__(self, files: Iterable[Path]):
         self.files = list(files)
@@ -146,27 +149,27 @@ def open_weights(directory: Path) -> Source:
 
 def _shards(directory: Path, index: str) -> list[Path]:
     table = read_json(directory / index).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise UserError(f"{directory / index} has no weight_map. Download it again.")
-    paths = [directory / name for name in sorted(set(table.values()))]
-    for path in paths:
-        if path.parent.resolve() != directory.resolve() or not path.exists():
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{directory / index} has no weight_map of tensors to files. Download it again.")
+    names = sorted(set(table.values()))
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():  # a path would lead out of the folder
             raise UserError(
-                f"{directory / index} names {path.name}, which is not in {directory}. Is the download complete?"
+                f"{directory / index} names {name!r:.200}, which is no file in {directory}. Is the download complete?"
             )
-    return paths
+    return [directory / name for name in names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; a missing or malformed one raises UserError."""
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}.")
     return read_object(path)
 
 
 def _once(name: str, path: Path, seen: dict[str, Any]) -> None:
     if name in seen:
-        raise UserError(f"the tensor {name!r} in {path} is there twice; a checkpoint holds each tensor once.")
+        raise UserError(f"the tensor {name!r:.200} in {path} is there twice; a checkpoint holds each tensor once.")
 
 
 def _torch_load(path: Path) -> dict[str, Any]:
@@ -179,7 +182,29 @@ def _torch_load(path: Path) -> dict[str, Any]:
         ) from None
     try:
         mappable = zipfile.is_zipfile(path)  # files older than torch 1.6 are not
-        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mappable))
+        if mappable:
+            _check_stored(path)
+        found = dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mappable))
+    except UserError:
+        raise
     except Exception as error:
         reason = (str(error).splitlines() or ["unknown error"])[0]
-        raise UserError(f"{path} cannot be read by torch.load: {reason}. Download it again.") from None
+        raise UserError(f"{path} cannot be read by torch.load: {shortened(reason)}. Download it again.") from None
+    for name, tensor in found.items():
+        plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{path} holds {name!r:.200}, which is no plain tensor; expected tensors by name alone.")
+        if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.untyped_storage().nbytes() > path.stat().st_size:
+            raise UserError(
+                f"{path}: the tensor {name!r:.200} of shape {tuple(tensor.shape)} is larger than what the file has of "
+                "it. Download it again."
+            )
+    return found
+
+
+def _check_stored(path: Path) -> None:
+    """Raise UserError for a packed part, of any size when it is unpacked; torch.save packs none."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(f"{path} holds the packed part {packed[0]!r:.200}; torch.save writes none. Download it again.")

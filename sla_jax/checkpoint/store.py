@@ -75,12 +75,12 @@ class Info:
         """Whose rewards it gives, for people: `smollm2-onpolicy/channel.safetensors (sha256 4947c2a167ff303b)`."""
         if self.config.channel is None:
             return "none"
-        training, file = self.provenance.get("training"), self.provenance.get("channel")
-        if training is not None:
-            return f"trained with it ({training['steps']} steps)"
-        if file is None:
+        training, file, digests = (self.provenance.get(name) for name in ("training", "channel", "sha256"))
+        if isinstance(training, Mapping):
+            return f"trained with it ({training.get('steps')} steps)"
+        if not isinstance(file, str) or not isinstance(digests, Mapping):
             return f"that of {self.provenance.get('source', self.dir.name)}"
-        return f"{file} (sha256 {self.provenance['sha256'][Path(file).name][:16]})"
+        return f"{file} (sha256 {str(digests.get(Path(file).name))[:16]})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,7 +208,8 @@ def info(directory: Path) -> Info:
             name: jax.ShapeDtypeStruct(tuple(found["shape"]), jnp.dtype(found["dtype"]))
             for name, found in marker["parameters"].items()
         }
-    except (KeyError, TypeError, AttributeError):
+        provenance = dict(marker["provenance"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(f"{directory / MARKER} is damaged: its parameters cannot be read. Import it again.") from None
     expected = {name: want.shape for name, want in param_shapes(config).items()}
     if {name: found.shape for name, found in params.items()} != expected:
@@ -216,7 +217,7 @@ def info(directory: Path) -> Info:
             f"{directory}: config.json does not describe the stored parameters; it was edited after the import. Import "
             "the model again."
         )
-    return Info(dir=directory, config=config, raw_config=raw, params=params, provenance=marker["provenance"])
+    return Info(dir=directory, config=config, raw_config=raw, params=params, provenance=provenance)
 
 
 def load(

@@ -5,8 +5,7 @@ configures. `parse` reads `[CONFIG.yaml] [--field.sub value …]`: the command l
 defaults. tyro owns the command line; the file is read here, because tyro has no YAML of its own and because nothing may
 be dropped or guessed: an unknown or doubled key, a wrong type and a missing value each raise `UserError` by name.
 
-YAML is read by the rules of YAML 1.2's core schema: `1e-4` is a number, `no` and `2026-01-01` are strings, `010` is not
-octal (PyYAML alone says otherwise on all four). `dump_yaml` then `load_yaml` gives an equal configuration, always.
+YAML is that of `core_yaml.py`. `dump_yaml` then `load_yaml` gives an equal configuration, always.
 
 Field types: bool, int, float, str, Path, Enum (by name), Literal, tuple, list, dict[str, …], `X | None`, unions of
 these, and dataclasses; `tyro.conf.Positional[…]` around one makes it a word without a flag. A nested dataclass that is
@@ -18,7 +17,6 @@ import contextlib
 import dataclasses
 import enum
 import io
-import re
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -26,27 +24,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import tyro
-import yaml
 
+from sla_jax.config import core_yaml
+from sla_jax.config.core_yaml import read_yaml
 from sla_jax.config.entries import Variables, take_entries
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError, nearest, quoted
 from sla_jax.files import read_text, write_text
 
-__all__ = ["Variables", "as_yaml", "dump_yaml", "from_tree", "load_yaml", "parse"]
+__all__ = ["Variables", "as_yaml", "dump_yaml", "from_tree", "load_yaml", "parse", "read_yaml"]
 
 T = TypeVar("T")
 SCALARS = (bool, int, str)
-# YAML 1.2 core schema: tag, what it looks like, the characters that it can begin with
-SCHEMA = (
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        list("-+.0123456789"),
-    ),
-)
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> T:
@@ -60,7 +48,7 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> 
         flags = f"--{name.replace('_', '-')}."
         if {"--help", "-h"} & set(words) or any(word.replace("_", "-").startswith(flags) for word in words):
             object.__setattr__(draft, name, reader.instance(part, {}, name))
-    draft, words = take_entries(draft, words, prog, _Loader)
+    draft, words = take_entries(draft, words, prog)
     places = [name.replace("_", "-").upper() for name in _positionals(cls)]
     usage = f"{description}\n\nusage: {' '.join([prog, '[CONFIG.yaml]', *places, '[--field value …]'])}"
     heard = io.StringIO()
@@ -102,41 +90,10 @@ def dump_yaml(config: Any, path: str | Path) -> None:
 
 def as_yaml(config: Any) -> str:
     """Every field of a configuration as YAML, defaults too."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return core_yaml.as_yaml(_plain(config))
 
 
-# ---- YAML, version 1.2 ----
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _write_string(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Line breaks that are not "\\n" survive only as escapes; PyYAML folds them to spaces in its other styles."""
-    style = '"' if set(text) & set("\r\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _write_string)
-for _tag, _looks, _first in SCHEMA:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_looks), _first)
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_looks), _first)
+# ---- YAML ----
 
 
 def _read(path: Path) -> Any:
@@ -144,14 +101,7 @@ def _read(path: Path) -> Any:
     if not path.exists():
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise UserError(f"there is no config file {path}.{nearest(path.name, beside)}")
-    try:
-        tree = yaml.load(read_text(path), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{place}: this is not valid YAML: {error.problem or error.context}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}.") from None
+    tree = read_yaml(read_text(path), str(path))
     return {} if tree is None else tree
 
 
@@ -204,7 +154,7 @@ class _Reader:
         origin, args = get_origin(hint), get_args(hint)
         if hint is Any or (hint in SCALARS and type(raw) is hint):
             return raw
-        if hint is float and type(raw) in (int, float):
+        if hint is float and (type(raw) is float or (type(raw) is int and abs(raw) <= sys.float_info.max)):
             return float(raw)
         if hint in (None, type(None)) and raw is None:
             return None
@@ -261,7 +211,7 @@ class _Reader:
         return draft
 
     def _mismatch(self, at: str, raw: Any, wanted: str, choices: Sequence[str] = ()) -> UserError:
-        shown = "null" if raw is None else repr(raw)
+        shown = "null" if raw is None else quoted(raw, 200)
         place = repr(at) if at else "the file"
         kind = "" if raw is None else f" ({type(raw).__name__})"
         hint = nearest(raw, choices) if isinstance(raw, str) else ""

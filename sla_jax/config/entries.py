@@ -6,19 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sla_jax.errors import UserError
+from sla_jax.config.core_yaml import read_yaml
+from sla_jax.errors import UserError, quoted, shortened
 
 T = TypeVar("T")
 
 
 def _mapping(words: list[str]) -> dict[str, Any]:
     """For tyro, which tells of a ValueError."""
-    found = json.loads(words[0])
+    try:
+        found = json.loads(words[0])
+    except RecursionError:
+        found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{words[0]} is no JSON object")
+        raise ValueError(f"{shortened(words[0])} is no JSON object")
     return found
 
 
@@ -32,7 +35,7 @@ _JSON: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
 Variables = Annotated[dict[str, Any], _JSON]
 
 
-def take_entries(draft: T, words: Sequence[str], prog: str, loader: type[yaml.SafeLoader]) -> tuple[T, list[str]]:
+def take_entries(draft: T, words: Sequence[str], prog: str) -> tuple[T, list[str]]:
     """The draft of a configuration with every `--field.key VALUE` of its `Variables`, and the other words."""
     left, rest = list[str](), iter(words)
     for word in rest:
@@ -44,11 +47,7 @@ def take_entries(draft: T, words: Sequence[str], prog: str, loader: type[yaml.Sa
         value = value if given else next(rest, "--")
         if value.startswith("--"):
             raise UserError(f"{prog}: {flag} needs a value, such as {flag} true.")
-        try:
-            draft = _with_entry(draft, names, yaml.load(value, Loader=loader))
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{prog}: {flag} is {value!r}, which is not valid YAML: {reason}.") from None
+        draft = _with_entry(draft, names, read_yaml(value, f"{prog}: {flag} {quoted(value, 200)}"))
     return draft, left
 
 

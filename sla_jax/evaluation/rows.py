@@ -9,7 +9,7 @@ Every defect is a UserError that names file, line and field. Reading answers put
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,7 +271,7 @@ def _plain(turn: Turn) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _no_doubles(path: Path, ids: Sequence[str]) -> None:

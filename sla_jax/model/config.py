@@ -3,15 +3,16 @@
 The model never looks at a model's name. Two architectures imply what no config file says (Qwen2 has biases on q, k
 and v, Qwen3 normalizes q and k); `IMPLIED` says it once. Arguments that change the numbers have no defaults of ours: a
 field that a file leaves out has the value of the library that wrote the file (`LIBRARY`), and `left_out` names it; any
-other is an error, never a guess.
+other is an error, never a guess. A size is compared with `LARGEST` before anything is made of it: a file of strangers
+can say that a model has a million million layers, and be believed until its weights are looked for.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError, nearest, quoted
 
 # model_type → what a config.json may leave out, and what transformers takes for it: the defaults of LlamaConfig,
 # MistralConfig, Qwen2Config and Qwen3Config (models/*/configuration_*.py), the same from the first release that has the
@@ -50,9 +51,18 @@ IMPLIED |= {
     for head in (SEQUENCE, TOKEN)
 }
 IMPLIED |= {"Qwen2" + head: IMPLIED["Qwen2ForCausalLM"] for head in (VALUE, PROCESS)}
+# what a size may be at most: some ten times that of the largest published models
+LARGEST = {
+    **{"vocab_size": 2**22, "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 2**10},
+    **{"num_attention_heads": 2**9, "num_key_value_heads": 2**9, "head_dim": 2**9, "num_labels": 2**16},
+    **{"tt_hidden_size": 2**16, "sr_head_layer": 16, "sr_out_dim": 2**16, "sr_hidden_size_rate": 64},
+}
+LARGEST_OTHER = 2**31 - 1  # positions are int32
 LABELS = 2  # outputs of a score head whose config.json says neither id2label nor num_labels, as in transformers
-T = TypeVar("T")
 ROPE_KINDS = ("default", "linear", "llama3")
+LAYER_TYPES = ("full_attention", "sliding_attention")
+WITH_CHANNEL = ("LlamaForCausalLMRewardTransformer",)
+CHANNEL_DEFAULTS = {"tt_hidden_size": 512, "sr_head_layer": 1, "sr_out_dim": 2, "sr_hidden_size_rate": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,31 +163,30 @@ def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a Hugging Face `config.json`. Raises UserError naming the field that is missing or not supported."""
     arch = _architecture(raw)
     raw = {**left_out(raw), **raw}
-    need = functools.partial(_need, raw)
     implied = IMPLIED[arch]
     if raw.get("mlp_bias"):
         raise UserError("config.json says mlp_bias=true; biases in the feed-forward layers are not supported.")
-    width, heads = need("hidden_size", int), need("num_attention_heads", int)
-    layers = need("num_hidden_layers", int)
-    bias = bool(raw.get("attention_bias", False))
+    width, heads = read_size(raw, "hidden_size"), read_size(raw, "num_attention_heads")
+    layers = read_size(raw, "num_hidden_layers")
+    bias = _flag(raw, "attention_bias")
     return ModelConfig(
-        vocab_size=need("vocab_size", int),
+        vocab_size=read_size(raw, "vocab_size"),
         width=width,
-        ffn=need("intermediate_size", int),
+        ffn=read_size(raw, "intermediate_size"),
         layers=layers,
         heads=heads,
-        kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or width // heads),
-        eps=need("rms_norm_eps", float),
+        kv_heads=read_size(raw, "num_key_value_heads", heads),
+        head_dim=_head_dim(raw, width // heads),
+        eps=read_number(raw, "rms_norm_eps"),
         rope=_rope(raw),
-        max_positions=need("max_position_embeddings", int),
-        activation=need("hidden_act", str),
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        max_positions=read_size(raw, "max_position_embeddings"),
+        activation=_word(raw, "hidden_act"),
+        tied=_flag(raw, "tie_word_embeddings"),
         qkv_bias=implied.get("qkv_bias", bias),
         out_bias=bias and "qkv_bias" not in implied,
         qk_norm=implied.get("qk_norm", False),
         windows=_windows(raw, layers),
-        channel=_channel(raw, arch),
+        channel=channel_config(raw) if arch in WITH_CHANNEL or "tt_hidden_size" in raw else None,
         score=_score(raw, arch),
     )
 
@@ -192,25 +201,69 @@ def left_out(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in library.items() if name not in said}
 
 
-def _need(raw: Mapping[str, Any], name: str, kind: Callable[[Any], T]) -> T:
-    """A required field, converted; a missing or unreadable one is an error that names it."""
+def _need(raw: Mapping[str, Any], name: str) -> Any:
+    """A field without which there is no model; where it is missing, an error that names it."""
     if raw.get(name) is None:
         came = f"says null for {name!r}" if name in raw else f"has no {name!r}"
         hint = nearest(name, {*raw}.difference(REQUIRED, *LIBRARY.values()))
         raise UserError(f"config.json {came}; it changes the numbers, so it has no default.{hint}")
-    try:
-        return kind(raw[name])
-    except (TypeError, ValueError):
-        raise UserError(f"config.json: {name}={raw[name]!r} cannot be read as {kind}.") from None
+    return raw[name]
+
+
+def read_size(raw: Mapping[str, Any], name: str, otherwise: int | None = None, least: int = 1) -> int:
+    """A size of a config.json: a whole number, which may be written as 32.0. `otherwise` is that of a field that is
+    absent or null, if it may be. Raises UserError."""
+    value = _need(raw, name) if otherwise is None or raw.get(name) is not None else otherwise
+    most = LARGEST.get(name, LARGEST_OTHER)
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    if not whole or not least <= value <= most:
+        raise _unreadable(name, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def read_number(raw: Mapping[str, Any], name: str, where: str = "config.json") -> float:
+    """A number of a config.json (or of the file `where`), finite and above 0. Raises UserError."""
+    value, most = _need(raw, name), LARGEST.get(name, sys.float_info.max)
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise _unreadable(name, value, f"a number above 0 and up to {most:g}", where)
+    return float(value)
+
+
+def _word(raw: Mapping[str, Any], name: str) -> str:
+    value = _need(raw, name)
+    if not isinstance(value, str):
+        raise _unreadable(name, value, "a text")
+    return value
+
+
+def _flag(raw: Mapping[str, Any], name: str, otherwise: bool = False) -> bool:
+    value = otherwise if raw.get(name) is None else raw[name]
+    if not isinstance(value, bool):
+        raise _unreadable(name, value, "true or false")
+    return value
+
+
+def _unreadable(name: str, value: Any, wanted: str, where: str = "config.json") -> UserError:
+    return UserError(f"{where}: {name}={quoted(value)}; expected {wanted}.")
+
+
+def _head_dim(raw: Mapping[str, Any], otherwise: int) -> int:
+    """The size of a head, which is rotated in pairs."""
+    size = read_size(raw, "head_dim", otherwise)
+    if size % 2:
+        raise UserError(f"config.json: heads of size {size} (head_dim) cannot be rotated; expected an even number.")
+    return size
 
 
 def _architecture(raw: Mapping[str, Any]) -> str:
     names = raw.get("architectures") or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise _unreadable("architectures", names, "a list of one name")
     if len(names) == 1 and names[0] in IMPLIED:
         return str(names[0])
-    shown = ", ".join(map(str, names)) or "nothing"
-    hint = nearest(str(names[0]), IMPLIED) if names else ""
-    raise UserError(f"config.json names the architecture {shown}; supported are {', '.join(IMPLIED)}.{hint}")
+    shown = ", ".join(names) or "nothing"
+    hint = nearest(names[0], IMPLIED) if names else ""
+    raise UserError(f"config.json names the architecture {shown:.200}; supported are {', '.join(IMPLIED)}.{hint}")
 
 
 def _scaling(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,45 +288,49 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
     if kind not in ROPE_KINDS:
         known = ", ".join(ROPE_KINDS)
         raise UserError(
-            f"config.json asks for rope scaling {kind!r}; supported are {known}.{nearest(kind, ROPE_KINDS)}"
+            f"config.json asks for rope scaling {kind!r:.80}; supported are {known}.{nearest(str(kind), ROPE_KINDS)}"
         )
-    theta = _need(fields, "rope_theta", float)
+    theta = read_number(fields, "rope_theta")
     if kind == "default":
         return Rope(theta=theta)
-    factor = _need(fields, "factor", float)
+    factor = read_number(fields, "factor")
     if kind == "linear":
         return Rope(theta=theta, kind="linear", factor=factor)
+    low, high = read_number(fields, "low_freq_factor"), read_number(fields, "high_freq_factor")
+    if high <= low:
+        raise UserError(f"config.json: high_freq_factor={high:g} is not above low_freq_factor={low:g}.")
     return Rope(
         theta=theta,
         kind="llama3",
         factor=factor,
-        low_freq_factor=_need(fields, "low_freq_factor", float),
-        high_freq_factor=_need(fields, "high_freq_factor", float),
-        original_max_position=_need(fields, "original_max_position_embeddings", int),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position=read_size(fields, "original_max_position_embeddings"),
     )
 
 
 def _windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     """Sliding-window size per layer: `use_sliding_window: false` means none, `layer_types` says which layers slide."""
-    window = raw.get("sliding_window")
-    if not window or not raw.get("use_sliding_window", True):
+    if not raw.get("sliding_window") or not _flag(raw, "use_sliding_window", True):
         return (None,) * layers
-    kinds = raw.get("layer_types")
+    window, kinds = read_size(raw, "sliding_window"), raw.get("layer_types")
     if kinds is None:
-        first = _need(raw, "max_window_layers", int) if "use_sliding_window" in raw else 0
-        kinds = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+        first = min(layers, read_size(raw, "max_window_layers", least=0)) if "use_sliding_window" in raw else 0
+        return (None,) * first + (window,) * (layers - first)
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in LAYER_TYPES for kind in kinds):
+        raise _unreadable("layer_types", kinds, f"one of {', '.join(LAYER_TYPES)} for each of {layers} layers")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _channel(raw: Mapping[str, Any], arch: str) -> ChannelConfig | None:
-    """The public release's keys; 512 is its own default width for configs that do not say one."""
-    if arch != "LlamaForCausalLMRewardTransformer" and "tt_hidden_size" not in raw:
-        return None
+def channel_config(raw: Mapping[str, Any]) -> ChannelConfig:
+    """A channel from the public release's keys, of config.json or a channel's file; one that is left out has the
+    release's own value. Raises UserError."""
+    raw = {**CHANNEL_DEFAULTS, **raw}
     return ChannelConfig(
-        width=int(raw.get("tt_hidden_size", 512)),
-        head_layers=int(raw.get("sr_head_layer", 1)),
-        head_outputs=int(raw.get("sr_out_dim", 2)),
-        head_hidden_rate=float(raw.get("sr_hidden_size_rate", 1)),
+        width=read_size(raw, "tt_hidden_size"),
+        head_layers=read_size(raw, "sr_head_layer"),
+        head_outputs=read_size(raw, "sr_out_dim"),
+        head_hidden_rate=read_number(raw, "sr_hidden_size_rate"),
     )
 
 
@@ -286,12 +343,13 @@ def _score(raw: Mapping[str, Any], arch: str) -> ScoreConfig | None:
     labels, count = raw.get("id2label"), raw.get("num_labels")
     if labels is not None and (not isinstance(labels, Mapping) or count not in (None, len(labels))):
         raise UserError(
-            f"config.json: num_labels={count!r} and id2label={labels!r} do not agree on the outputs of the score head."
+            f"config.json: num_labels={quoted(count)} and id2label={quoted(labels)} do not agree on the outputs of the "
+            "score head."
         )
-    said = LABELS if count is None else count
-    outputs = _need({"num_labels": said}, "num_labels", int) if labels is None else len(labels)
+    said = (LABELS if count is None else count) if labels is None else len(labels)
+    outputs = read_size({"num_labels": said}, "num_labels", least=0)
     if outputs < 1:
         raise UserError(f"config.json says {outputs} labels; a score head has at least one output.")
     if arch.endswith(PROCESS):
         return ScoreConfig(outputs=outputs, bias=True, kind="mlp")
-    return ScoreConfig(outputs=outputs, bias=arch.endswith(TOKEN) and bool(raw.get("token_classification_bias", True)))
+    return ScoreConfig(outputs=outputs, bias=arch.endswith(TOKEN) and _flag(raw, "token_classification_bias", True))

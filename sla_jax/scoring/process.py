@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 from jaxtyping import Array, Float
 
 from sla_jax.checkpoint.store import TRAIN_CONFIG
+from sla_jax.config import read_yaml
 from sla_jax.decode.aggregate import AGGREGATES
 from sla_jax.errors import UserError
 from sla_jax.files import read_text
@@ -159,5 +159,10 @@ def _trained_separator(checkpoint: Path) -> str | None:
     file = checkpoint / TRAIN_CONFIG
     if not file.is_file():
         return None
-    trained = yaml.load(read_text(file), Loader=yaml.BaseLoader)  # every scalar a string
-    return str(trained["data"]["separator"]) if trained["task"] == "steps" else None
+    trained = read_yaml(read_text(file), str(file))
+    try:
+        return str(trained["data"]["separator"]) if trained["task"] == "steps" else None
+    except (LookupError, TypeError):
+        raise UserError(
+            f"{file} does not say its task and data.separator, as train.py writes it. Train again."
+        ) from None

@@ -1,20 +1,21 @@
 """Chat templates: which one, with which variables, on which day, and in which form it wants contents.
 
-Templates are compiled by `transformers`, so that they see the sandbox, filters and functions that they were written
-for. They are rendered here, because `strftime_now`, by which some write today's date into the prompt, is a function of
-the clock: whatever may be resumed or cached is rendered as if on a fixed day (`with_template`), which is one of its
-settings. Without one it is today.
+Templates come with a checkpoint, from anyone, and are programs: they run in a process with a bound of time and memory
+(`sandbox.py`), where they see the filters and functions of `transformers` that they were written for. `strftime_now`,
+by which some write today's date into the prompt, is a function of the clock: whatever may be resumed or cached is
+rendered as if on a fixed day (`with_template`), which is one of its settings. Without one it is today.
 """
 
 import copy
 import datetime
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError, nearest
+from sla_jax.text.sandbox import TEMPLATES, TemplateRefusedError
 from sla_jax.text.tokenizer import PreTrainedTokenizerBase
 
 DAY = "2024-07-26"  # the day that is a setting's default; Llama 3.2's template falls back to the same one
@@ -31,6 +32,7 @@ CHOICE = "chat_template"  # the variable that names one of several templates
 IMPLIED = ("tools", "documents", CHOICE)  # templates need not read these
 # the roles of conversations with which a template is tried; some refuse one without a system message
 OPENINGS = (("user",), ("system", "user"))
+SHOWN_ROLES = 40  # of a conversation that a template refuses
 
 
 class Rendering(NamedTuple):
@@ -99,8 +101,8 @@ def render(
     values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
     values.pop(CHOICE, None)
     try:
-        return str(_compiled(template).render(**values, strftime_now=_clock(bound.date)))
-    except Exception as error:  # a template is a program: it may raise anything
+        return TEMPLATES.render(template, values, bound.date)
+    except TemplateRefusedError as error:
         raise _refused(error, messages) from None
 
 
@@ -123,8 +125,8 @@ def _loses_text(template: str, given: str) -> bool:
             chat = [{"role": role, "content": content} for role in roles]
             values = {"tools": None, "documents": None, **json.loads(given)}
             try:
-                said = str(_compiled(template).render({**values, "messages": chat, "add_generation_prompt": True}))
-            except Exception:  # it is tried, and may refuse anything
+                said = TEMPLATES.render(template, {**values, "messages": chat, "add_generation_prompt": True}, None)
+            except TemplateRefusedError:  # it is tried, and may refuse anything
                 continue
             return MARKER in said and repr(MARKER) not in said
         return False
@@ -177,37 +179,15 @@ def _given(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(template: str) -> Any:
-    """As `transformers` does it. It has no public way to render with another clock, or to ask for the variables."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    return _compile_jinja_template(template)
-
-
-@functools.lru_cache(maxsize=32)
 def _names(template: str) -> frozenset[str]:
     """All variables that a template reads. Raises UserError if it is no template."""
-    from jinja2 import meta
-
     try:
-        return frozenset(meta.find_undeclared_variables(_compiled(template).environment.parse(template)))
-    except Exception as error:  # nested too deeply, it is a RecursionError
-        raise UserError(f"the chat template cannot be read ({_reason(error)}).") from None
+        return TEMPLATES.names(template)
+    except TemplateRefusedError as error:  # nested too deeply, it is a RecursionError
+        raise UserError(f"the chat template cannot be read ({error}).") from None
 
 
-def _clock(date: str | None) -> Callable[[str], str]:
-    """`strftime_now` of that day, or of today."""
-    return (datetime.datetime.now() if date is None else datetime.datetime.fromisoformat(date)).strftime
-
-
-def _refused(error: Exception, messages: Sequence[Mapping[str, Any]]) -> UserError:
-    roles = ", ".join(str(message["role"]) for message in messages)
-    return UserError(f"the chat template refuses these messages ({_reason(error)}); their roles are: {roles}.")
-
-
-def _reason(error: Exception) -> str:
-    """What a template raised, in one line; what it says itself as it says it."""
-    from jinja2 import TemplateError
-
-    said, kind = " ".join(str(error).split()), type(error).__name__
-    return said if said and isinstance(error, TemplateError) else f"{kind}: {said}" if said else kind
+def _refused(error: TemplateRefusedError, messages: Sequence[Mapping[str, Any]]) -> UserError:
+    roles = ", ".join(str(message["role"])[:40] for message in messages[:SHOWN_ROLES])
+    more = f" and {len(messages) - SHOWN_ROLES} more" if len(messages) > SHOWN_ROLES else ""
+    return UserError(f"the chat template refuses these messages ({error}); their roles are: {roles}{more}.")

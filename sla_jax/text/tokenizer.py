@@ -7,14 +7,17 @@ call is switched off: truncation, padding, and dropout of merges.
 `transformers` takes seconds to import and is imported where a tokenizer is loaded, not before.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, quoted, shortened
+from sla_jax.files import read_object
+from sla_jax.text.growth import check_growth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,16 +34,13 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory} {missing}; expected a checkpoint made by convert.py, or a Hugging Face directory that was "
             "saved with a fast tokenizer (tokenizer.json beside tokenizer_config.json)."
         )
+    check_growth(read_object(directory / "tokenizer.json"), str(directory / "tokenizer.json"))
+    _check_settings(directory / "tokenizer_config.json")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is absent is no news
     from transformers import PreTrainedTokenizerFast
 
-    try:
+    with reading(f"the tokenizer files in {directory}"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    except Exception as error:  # the Rust parser raises bare Exception
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the tokenizer files in {directory} cannot be read ({reason}); convert the model again."
-        ) from None
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")  # of a file saved by Windows
     backend = backend_of(tokenizer)
@@ -49,6 +49,29 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return tokenizer
+
+
+def _check_settings(path: Path) -> None:
+    """Raise UserError for settings by which `transformers` would read another file than tokenizer.json."""
+    named = read_object(path).get("fast_tokenizer_files") if path.is_file() else None
+    if named and named != ["tokenizer.json"]:
+        raise UserError(
+            f"{path} names other files than tokenizer.json: fast_tokenizer_files={quoted(named)}. Take that out, and "
+            "call the one that is meant tokenizer.json."
+        )
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever the Rust side raises of a tokenizer's files becomes a UserError: bare Exceptions, and panics, which are
+    no Exceptions at all."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = shortened(" ".join(str(error).split()), 400)
+        raise UserError(f"{what} cannot be read ({reason}); convert the model again.") from None
 
 
 def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -105,8 +128,7 @@ def tokens_beyond(directory: Path, vocabulary: int) -> dict[str, int]:
     file = directory / "tokenizer.json"
     if not file.is_file():
         return {}
-    try:
+    check_growth(read_object(file), str(file))
+    with reading(str(file)):
         known = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the Rust parser raises bare Exception
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); convert the model again.") from None
     return {token: i for token, i in sorted(known.items(), key=lambda item: item[1]) if i >= vocabulary}

@@ -162,22 +162,24 @@ def plain(line: Line) -> dict[str, Any]:
 
 def read(path: Path) -> Trace:
     """Raises UserError for what is no trace, is of another version, was cut off or cannot be read, naming the line."""
-    rows = [(place, _checked(row, place)) for place, row in read_rows(path, None)]
-    if not rows:
+    rows = ((place, _checked(row, place)) for place, row in read_rows(path, None))
+    first = next(rows, None)
+    if first is None:
         raise UserError(f"the trace {path} is empty; record one with `python generate.py … --trace {path}`.")
-    (_, header), *rounds, (last, end) = [rows[0], *rows]
+    begins, header = first
     _check_version(path, header)
+    kind: type[Round] = PoolRound if header.get("anchor") is None else TreeRound
+    rounds, (last, end) = list[Round](), first
+    for place, row in rows:  # a line is known to be the last one when there is no other
+        if end is not header:
+            rounds.append(line_of(kind, end, last))
+        last, end = place, row
     if end.get("kind") != "end":
         raise UserError(
-            f"{last}, the last one, is a {end.get('kind')} and not the end: the trace was cut off. The search was "
-            "stopped, or the file was not copied whole."
+            f"{last}, the last one, is a {str(end.get('kind')):.80} and not the end: the trace was cut off. The search "
+            "was stopped, or the file was not copied whole."
         )
-    kind: type[Round] = PoolRound if header.get("anchor") is None else TreeRound
-    return Trace(
-        header=line_of(Header, header, rows[0][0]),
-        rounds=[line_of(kind, row, place) for place, row in rounds[1:]],
-        end=line_of(End, end, last),
-    )
+    return Trace(header=line_of(Header, header, begins), rounds=rounds, end=line_of(End, end, last))
 
 
 def line_of(kind: type[T], tree: dict[str, Any], where: str) -> T:

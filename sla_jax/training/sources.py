@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.files import ROW_KINDS, check_file, numbered_rows, row_unit
 from sla_jax.scoring.files import load_splits
 from sla_jax.training.data_config import DataConfig, SourceConfig
 
 KINDS = (*ROW_KINDS, ".parquet", ".arrow")
+BATCH = 256  # rows of a table that are Python's at a time: one text in its file may stand in all of them
 Numbered = Iterator[tuple[int, Any]]  # (line or row number, row, or a BadRow for a line that is none)
 
 
@@ -113,19 +114,21 @@ def _table_rows(path: Path) -> Numbered:
     start = 0
     try:
         for batch in _parquet(path) if path.name.endswith(".parquet") else _arrow(path):
+            batch.validate(full=True)  # an Arrow file says where its values lie, and is believed otherwise
             rows = batch.to_pylist()
             yield from enumerate(rows, start)
             start += len(rows)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    # ValueError and the like are of values that Python has not: text that is not UTF-8, a day in the year 90,000
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         kind = "Parquet" if path.name.endswith(".parquet") else "Arrow"
-        raise UserError(f"{path} is not a readable {kind} file: {error}") from error
+        raise UserError(f"{path} is not a readable {kind} file: {shortened(str(error), 400)}") from error
 
 
 def _parquet(path: Path) -> Iterator[Any]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        yield from file.iter_batches()
+        yield from file.iter_batches(batch_size=BATCH)
 
 
 def _arrow(path: Path) -> Iterator[Any]:
@@ -136,7 +139,9 @@ def _arrow(path: Path) -> Iterator[Any]:
         if file.read(6) == b"ARROW1":
             file.seek(0)
             reader = ipc.open_file(file)
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
         else:
             file.seek(0)
-            yield from ipc.open_stream(file)
+            batches = iter(ipc.open_stream(file))
+        for batch in batches:
+            yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))

@@ -102,7 +102,7 @@ def test_a_shard_that_is_missing_or_doubled(src, tmp_path):
     (src / "a.safetensors").write_bytes(whole)
     index = src / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
-    assert "names b.safetensors" in refused(src, tmp_path)
+    assert "names 'b.safetensors', which is no file" in refused(src, tmp_path)
     (src / "b.safetensors").write_bytes(whole)
     message = refused(src, tmp_path)
     assert "is there twice" in message and "b.safetensors" in message

@@ -123,3 +123,22 @@ def test_other_files_are_refused_by_what_is_wrong(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="damaged or truncated"):
         load_channel(path, tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ('{"a":' * 10**5, "does not say what it is"),
+        ("[]", "does not say what it is"),
+        ('{"channel": 5, "policy": {}}', "does not say what it is"),
+        ('{"channel": {"width": 0}, "policy": {}}', "tt_hidden_size=0; expected a whole number from 1"),
+        ('{"channel": {"width": 1e400}, "policy": {}}', "tt_hidden_size=inf; expected a whole number"),
+        ('{"channel": {"width": 6, "head_layers": 1000000000}, "policy": {}}', "sr_head_layer=1000000000; expected"),
+        ('{"channel": {"width": 6, "head_hidden_rate": NaN}, "policy": {}}', "sr_hidden_size_rate=nan; expected"),
+    ],
+)
+def test_sizes_that_no_channel_has_are_told(tmp_path, described, said):
+    path = tmp_path / "c.safetensors"
+    save_file(models.channel_tensors(32, 2, 6, (2,)), path, {"sla_jax_channel": described})
+    with pytest.raises(UserError, match=said):
+        load_channel(path, tiny_config())

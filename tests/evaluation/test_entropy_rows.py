@@ -281,10 +281,24 @@ def test_nan_is_an_error_and_what_was_read_stays(
     assert measured(settings, model).texts == 5
 
 
-def test_a_file_that_is_no_such_rows_is_named(tmp_path: Path) -> None:
-    path = data_file(tmp_path, [{"counted": [0, 3], "entropy": [None, 1.0], "bytes": 3}])
-    with pytest.raises(UserError, match=r"line 1: .*'entropy' has to be a number for each of the tokens 1 to 3"):
-        list(rows.read_counted(path))
+ROW = {"counted": [0, 3], "entropy": [None, 1.0, 2.0], "losses": [None, 1, 2], "correct": [None, 1, 0], "bytes": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"entropy": [None, None, 1.0]}, "'entropy' has to be a number for each of the tokens 1 to 3"),
+        ({"counted": [0, 10**15]}, "'counted' ends at 1000000000000000 of 3 tokens"),
+        ({"counted": [0]}, "list index out of range"),
+        ({"losses": [None, 10**400, 1]}, "too large"),
+        ({"bytes": float("inf")}, "infinity"),
+        ({"bytes": None}, "int"),
+    ],
+)
+def test_a_file_that_is_no_such_rows_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    assert len(list(rows.read_counted(data_file(tmp_path, [ROW])))) == 1
+    with pytest.raises(UserError, match=f"line 1: .*{said}"):
+        list(rows.read_counted(data_file(tmp_path, [ROW | change])))
 
 
 def test_no_floats_digit_is_lost() -> None:

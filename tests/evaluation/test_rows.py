@@ -72,6 +72,7 @@ def turned(**changes):
         (turned(token_ids=[1.5, 2]), "'turns[0].token_ids' is [1.5, 2]"),
         (turned(rewards=[0.25, None]), "'turns[0].rewards[1]' is null; it has to be a finite number"),
         (turned(rewards=[0.25, float("nan")]), "'turns[0].rewards[1]' is NaN; it has to be a finite number"),
+        (turned(rewards=[0.25, 10**400]), "'turns[0].rewards[1]' is 1000"),
         (turned(rewards=[0.25]), "one number for each of the 2 tokens"),
         (turned(cost=3), "'turns[0].cost' is 3; it has to be an object"),
         (turned(candidates=[CANDIDATE | {"score": "high"}]), "'turns[0].candidates[0].score' is \"high\""),

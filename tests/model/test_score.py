@@ -156,7 +156,7 @@ def test_a_token_head_may_say_that_it_has_no_bias() -> None:
         ({"id2label": ["a"]}, "id2label=.*do not agree"),
         ({"id2label": {}}, "0 labels"),
         ({"num_labels": 0}, "0 labels"),
-        ({"num_labels": "many"}, "num_labels='many' cannot be read"),
+        ({"num_labels": "many"}, "num_labels='many'; expected a whole number"),
         ({"tt_hidden_size": 8}, "both a reward channel and a score head"),
         ({"architectures": ["LlamaForSequenceClasification"]}, "Did you mean 'LlamaForSequenceClassification'"),
     ],

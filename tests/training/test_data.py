@@ -20,7 +20,7 @@ from sla_jax.training import tiny
 from sla_jax.training.data import load_examples
 from sla_jax.training.data_config import DataConfig, SourceConfig, Task
 from sla_jax.training.examples import Examples, exact_text
-from sla_jax.training.sources import mix_rows
+from sla_jax.training.sources import mix_rows, open_sources
 
 GOOD = {"prompt": "hello there", "chosen": "good answer", "rejected": "bad answer"}
 
@@ -115,6 +115,25 @@ TABLES: dict[str, Callable[[Path, Any], None]] = {
     "stream.arrow": as_arrow_stream,
     "file.arrow": as_arrow_file,
 }
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_a_table_with_other_bytes_is_told_or_read(tmp_path: Path, name: str) -> None:
+    """An Arrow file says where its values lie; nothing is read from elsewhere."""
+    import pyarrow
+
+    path, table = tmp_path / name, pyarrow.Table.from_pylist(rows(5))
+    TABLES[name](path, table)
+    whole, told = path.read_bytes(), 0
+    for at in range(0, len(whole), 23):
+        path.write_bytes(whole[:at] + bytes([255 - whole[at]]) + whole[at + 1 :])
+        (source,) = open_sources(DataConfig(files=(str(path),)), 0)
+        try:
+            assert len(list(source.rows())) <= 5
+        except UserError as error:
+            told += 1
+            assert str(error).startswith(f"{path} is not a readable")
+    assert told > 5
 
 
 def test_every_kind_of_file_holds_the_same(tmp_path: Path, load: Session) -> None:

@@ -61,13 +61,15 @@ def read_counted(path: Path) -> Iterator[Counted]:
     for place, line in read_rows(path):
         try:
             yield _counted(line)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{place}: this is no row of eval.py entropy: {reason}.") from None
 
 
 def _counted(line: dict[str, Any]) -> Counted:
     first, end = max(line["counted"][0], 1), line["counted"][1]
+    if end > len(line["entropy"]):
+        raise ValueError(f"'counted' ends at {end} of {len(line['entropy'])} tokens")
 
     def numbers(name: str) -> np.ndarray:
         values = np.asarray(line[name][first:end], np.float64)
