@@ -7,12 +7,15 @@ file and line, or file and row of a list, counted from 1: bytes that are not UTF
 with half a character in it. UTF-16 is named as such.
 
 Writing. A file appears whole or not at all (`write_text`, `replacing`), or grows by whole lines that are on disk when
-`append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. An OSError names
-the file that it is about, also where Python leaves that out; `errors.front_door` shows it to the user.
+`append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. What we read
+again has its sum in it (`own_line`, `write_object`; see `sums`), which every reader of rows and JSON checks and takes
+out. An OSError names the file that it is about, also where Python leaves that out; `errors.front_door` shows it to the
+user.
 """
 
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from sla_jax import sums
 from sla_jax.errors import UserError, nearest
 
 ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -104,9 +108,9 @@ def read_json(path: Path) -> Any:
     """The value that a file holds. Raises UserError, with the line of what is not JSON."""
     text = read_text(path)
     value = _json(text, str(path))
-    half = _half(value) if HALF.search(text) else None
-    if half is not None:
-        raise UserError(f"{path}: {half}.")
+    value = _taken(value, text)
+    if isinstance(value, BadRow):
+        raise UserError(f"{path}: {value}.")
     return value
 
 
@@ -158,7 +162,9 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch = real.with_name(f".{real.name}.partial")
     try:
         yield scratch
+        sync(scratch)
         os.replace(scratch, real)
+        sync(real.parent)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = str(path)
@@ -168,10 +174,27 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Have the bytes of a file, or the names in a folder, on disk when this returns, where the file system can."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of folders on some network file systems
+            raise
+    finally:
+        os.close(opened)
+
+
 def write_text(path: Path, text: str) -> None:
     """A file that appears whole or not at all."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_object(path: Path, value: Mapping[str, Any], indent: int | None = 1) -> None:
+    """A JSON object that we read again, and that appears whole or not at all: its sum is its last member."""
+    write_text(path, sums.with_member(json.dumps(dict(value), indent=indent, ensure_ascii=False) + "\n"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -208,8 +231,13 @@ def drop_cut_line(path: Path) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """One line, its end included. Raises ValueError for a number that is none."""
+    """One line for others, its end included. Raises ValueError for a number that is none."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def own_line(row: Mapping[str, Any]) -> str:
+    """One line that we read again: `json_line` with its sum as its last member."""
+    return sums.with_member(json_line(row))
 
 
 # ---- the insides ----
@@ -275,7 +303,17 @@ def _row(line: str) -> Any:
     except (ValueError, RecursionError) as error:
         ends = "" if line.endswith("\n") else "; the file ends in this line, which may have been cut off"
         return BadRow(f"not JSON ({_said(error)}){ends}")
-    return (_half(row) if HALF.search(line) else None) or row
+    return _taken(row, line)
+
+
+def _taken(value: Any, text: str) -> Any:
+    """The value of a text without its sum; a BadRow for one that is not what its sum says, or has half a character."""
+    if isinstance(value, dict):
+        wrong = sums.wrong_member(value, text)
+        if wrong is not None:
+            return BadRow(wrong)
+        value.pop(sums.NAME, None)
+    return (_half(value) if HALF.search(text) else None) or value
 
 
 def _json(text: str, name: str) -> Any:
