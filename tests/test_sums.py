@@ -16,14 +16,8 @@ from sla_jax.training.data_config import DataConfig
 from sla_jax.training.resume import read_config, write_config
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXTS
-    | st.lists(TEXTS, max_size=3)
-)
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.none() | st.booleans() | NUMBERS | TEXTS | st.lists(TEXTS, max_size=3)
 OBJECTS = st.dictionaries(TEXTS.filter(lambda name: name != sums.NAME), VALUES, min_size=1, max_size=4)
 ROW = {"id": "a", "text": "é ,}", "n": [1, 0.5, {"b": None}]}
 

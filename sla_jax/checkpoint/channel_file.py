@@ -69,6 +69,8 @@ def read_channel(path: Path, config: ModelConfig) -> tuple[SafetensorsSource, Ch
         raise UserError(f"there is no channel file {path}.")
     source = SafetensorsSource([path])
     channel, policy, digest = _described(path, source.metadata)
+    if digest is not None:
+        _check_sum(path, digest)
     mine = _policy(config)
     if wrong := [name for name in mine if policy.get(name) != mine[name]]:
         theirs, ours = (", ".join(f"{name} {side.get(name)}" for name in wrong) for side in (policy, mine))
@@ -76,11 +78,14 @@ def read_channel(path: Path, config: ModelConfig) -> tuple[SafetensorsSource, Ch
             f"the channel {path} does not fit this policy: it was made for {theirs}; this policy has {ours}. Use the "
             "policy it was trained on, or train another channel."
         )
+    tensors = source.shapes()
+    if channel.head_layers > len(tensors):
+        raise UserError(
+            f"{path} says that its head has {channel.head_layers} layers, and holds {len(tensors)} tensors."
+        )
     full = dataclasses.replace(config, channel=channel)
     policy_names = {slot.public: slot.shape for slot in slots(full) if not slot.public.startswith(CHANNEL_PREFIXES)}
-    check(full, {**policy_names, **source.shapes()}, str(path))
-    if digest is not None:
-        _check_sum(path, digest)
+    check(full, {**policy_names, **tensors}, str(path))
     return source, channel
 
 
@@ -105,8 +110,12 @@ def _described(path: Path, metadata: Mapping[str, str]) -> tuple[ChannelConfig, 
         described = json.loads(metadata[KEY])
         if unknown := described.keys() - PARTS:
             raise KeyError(*unknown)
+        channel = ChannelConfig(**described["channel"])
+        sizes = (channel.width, channel.head_layers, channel.head_outputs)
+        if not all(type(size) is int and size > 0 for size in sizes) or not channel.head_hidden_rate > 0:
+            raise ValueError(sizes)
         digest = str(described["sha256"]) if "sha256" in described else None
-        return ChannelConfig(**described["channel"]), dict(described["policy"]), digest
+        return channel, dict(described["policy"]), digest
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} does not say what it is (no readable {KEY} in its metadata). A channel file is written by "

@@ -237,12 +237,17 @@ class Steps:
         try:
             flat = self.manager.restore(step, args=ocp.args.StandardRestore(_flat(like)))
         except Exception as error:  # orbax has no error of its own for files that are damaged
-            older = [other for other in self.manager.all_steps() if other < step]
-            if not older or (self.folder / str(step) / staging.SUMS).exists():
+            state, reason = self.folder / str(step), " ".join(str(error).split())[:300]
+            if (state / staging.SUMS).exists():  # and they are right: it is no damage
                 raise
+            if step == min(self.manager.all_steps()):
+                raise UserError(
+                    f"the state {state} cannot be restored: {reason}. Take it from a copy, or move {self.folder} away "
+                    "and run the same command again to go on without it."
+                ) from error
             self.manager.close()
             if hosts.first():
-                set_aside(self.folder / str(step), " ".join(str(error).split())[:300])
+                set_aside(state, reason)
             hosts.meet(f"restored.{self.folder.name}")
             self._open()
             return self.restore(like)
