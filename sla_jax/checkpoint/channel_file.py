@@ -80,9 +80,7 @@ def read_channel(path: Path, config: ModelConfig) -> tuple[SafetensorsSource, Ch
         )
     tensors = source.shapes()
     if channel.head_layers > len(tensors):
-        raise UserError(
-            f"{path} says that its head has {channel.head_layers} layers, and holds {len(tensors)} tensors."
-        )
+        raise UserError(f"{path} says that its head has {channel.head_layers} layers; it holds {len(tensors)} tensors.")
     full = dataclasses.replace(config, channel=channel)
     policy_names = {slot.public: slot.shape for slot in slots(full) if not slot.public.startswith(CHANNEL_PREFIXES)}
     check(full, {**policy_names, **tensors}, str(path))

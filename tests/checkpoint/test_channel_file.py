@@ -146,7 +146,7 @@ def described(metadata, **channel):
         ({"head_hidden_rate": float("nan")}, "does not say what it is"),
         ({"head_hidden_rate": "1"}, "does not say what it is"),
         ({"depth": 2}, "does not say what it is"),
-        ({"head_layers": 10**12}, "says that its head has 1000000000000 layers, and holds 5 tensors"),
+        ({"head_layers": 10**12}, "says that its head has 1000000000000 layers; it holds 5 tensors"),
     ],
 )
 def test_sizes_that_are_none_are_refused(tmp_path, channel, said):
