@@ -67,16 +67,17 @@ def test_clearing_a_folder_leaves_its_lock(tmp_path: Path) -> None:
 
 def test_who_waits_for_a_lock_that_is_removed_makes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The holder removes the file after the other has opened it: a lock on a file without a name is worth nothing."""
-    path, real, removed = tmp_path / "a.lock", fcntl.flock, []
+    path, real, locked_files = tmp_path / "a.lock", fcntl.flock, list[Any]()
 
     def flock(file: Any, how: int) -> None:
-        if not removed:
-            removed.append(path.unlink())
+        if not locked_files:
+            path.unlink()
+        locked_files.append(file)
         real(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(path, lambda holder: None):
-        assert path.read_text().startswith(f"process {os.getpid()} on ") and len(removed) == 1
+        assert path.read_text().startswith(f"process {os.getpid()} on ") and len(locked_files) == 2
 
 
 def test_a_file_system_without_locks_is_a_warning(

@@ -1,5 +1,6 @@
 """Every program that writes a folder refuses one that another process is writing, before it does anything to it."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_judging_and_reporting_hold_what_they_write(tmp_path: Path, capsys: pyte
 def test_converting_holds_where_it_writes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "theirs"
     convert.main(["export", str(checkpoint), str(out)])
-    for words in (["export", str(checkpoint)], ["import", str(out)]):
-        target = tmp_path / words[0]
-        held(target, lambda words=[*words, str(target)]: convert.main(words), capsys, partial_path(target) / LOCK)
+    for command, source in (("export", checkpoint), ("import", out)):
+        target = tmp_path / command
+        act = functools.partial(convert.main, [command, str(source), str(target)])
+        held(target, act, capsys, partial_path(target) / LOCK)

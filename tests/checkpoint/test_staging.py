@@ -35,6 +35,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+def digests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all files of which the SHA-256 is taken from now on."""
+    taken: list[str] = []
+    real = staging._digest
+
+    def noted(path: Path) -> str:
+        taken.append(path.relative_to(folder).as_posix())
+        return real(path)
+
+    monkeypatch.setattr(staging, "_digest", noted)
+    return taken
+
+
 # ---- sums ----
 
 
@@ -84,9 +97,7 @@ def test_what_others_put_there_or_changed_on_purpose_is_taken(folder: Path) -> N
 def test_a_list_is_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is listed is not read again: states are listed twice, and they are large."""
     (folder / "late").write_text("")
-    read: list[str] = []
-    real = staging._digest
-    monkeypatch.setattr(staging, "_digest", lambda path: (read.append(path.name), real(path))[1])
+    read = digests(folder, monkeypatch)
     write_sums(folder)
     assert read == ["late"] and damage(folder) is None
 
@@ -154,9 +165,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_named(copied: Path) -> None:
 
 
 def test_loading_looks_at_every_file(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    real = staging._digest
-    monkeypatch.setattr(staging, "_digest", lambda path: (looked.append(str(path.relative_to(copied))), real(path))[1])
+    looked = digests(copied, monkeypatch)
     load(copied)
     assert sorted(looked) == [name for name in names(copied) if name != SUMS]
     looked.clear()
@@ -181,6 +190,7 @@ def test_an_export_is_checked_when_it_comes_back(checkpoint: Path, tmp_path: Pat
 
 def test_damage_to_a_channel_file_is_named(checkpoint: Path, tmp_path: Path) -> None:
     found, path = load(checkpoint), tmp_path / "channel.safetensors"
+    assert found.policy.channel is not None
     save_channel(path, found.policy.channel, found.config, {"trained_by": "us"})
     whole = path.read_bytes()
     read_channel(path, found.config)

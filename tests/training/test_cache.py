@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -115,7 +114,7 @@ def test_reference_sums_that_were_damaged_are_computed_anew(
         return np.arange(22, dtype=np.float32).reshape(11, 2)
 
     monkeypatch.setattr(setup, "reference_sums", sums)
-    base: Any = SimpleNamespace(policy=policy)
+    base = setup.Base(policy, made.plan().model, {}, tmp_path, None, {})
 
     def found() -> list[list[float]]:
         array = setup.cached_reference(config, base, made.plan(), examples, tmp_path, made.one_device())

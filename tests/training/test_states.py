@@ -1,10 +1,13 @@
 """A state that is damaged, in whatever file and way: it is named and set aside, and the newest whole one goes on."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from sla_jax.checkpoint.staging import SUMS
@@ -20,7 +23,7 @@ def saved(folder: Path, *numbers: int, keep: int = 3) -> None:
     """States whose "a" is their number."""
     steps = Steps(folder, keep)
     for number in numbers:
-        steps.save(number, TREE | {"a": TREE["a"] * 0 + number})
+        steps.save(number, TREE | {"a": jnp.full(3, float(number))})
     steps.close()
 
 
@@ -94,14 +97,20 @@ def cut(state: Path) -> None:
         path.write_bytes(b"")
 
 
+def bared(state: Path) -> None:
+    for path in files(state):
+        if path.name != SUMS:
+            path.unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (emptied, "there is no file"),
         (cut, "is damaged"),
         (lambda state: shutil.rmtree(state / "default"), "is missing"),
-        (lambda state: (state / LATE[0]).unlink(), "is missing"),
-        (lambda state: [path.unlink() for path in files(state) if path.name != SUMS], "is missing"),
+        (lambda state: os.unlink(state / LATE[0]), "is missing"),
+        (bared, "is missing"),
     ],
 )
 def test_whatever_was_lost_the_newest_whole_state_goes_on(
@@ -136,16 +145,25 @@ def test_with_no_whole_state_all_stay_where_they_are(steps: Path) -> None:
     assert numbers(steps) == ["1", "2", "3"] and not (steps.parent / "steps-damaged").exists()
 
 
-def test_a_state_without_sums_is_taken_and_set_aside_if_orbax_cannot_read_it(steps: Path) -> None:
+def test_a_state_without_sums_is_taken_and_set_aside_if_orbax_cannot_read_it(
+    steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of older releases. What orbax says of damaged files is made up: its own errors leave event loops open."""
+    real, unreadable = ocp.CheckpointManager.restore, set[int]()
+
+    def restore(self: Any, step: int, **more: Any) -> Any:
+        if step in unreadable:
+            raise KeyError(f"there is no d/{step}")
+        return real(self, step, **more)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    unreadable.add(3)
+    with pytest.raises(KeyError, match="d/3"):
+        restored(steps)  # its sums are right, so it is no damage
     for number in numbers(steps):
         (steps / number / SUMS).unlink()
-    assert restored(steps) == 3
-    for path in (steps / "3" / "default").rglob("*"):
-        if path.parent.name == "d":
-            path.write_bytes(b"")
     assert restored(steps) == 2 and numbers(steps) == ["1", "2"]
-    shutil.rmtree(steps / "1")
-    shutil.rmtree(steps / "2" / "default")
-    with pytest.raises(UserError, match=r"the state .*steps/2 cannot be restored: .* or move .*steps away"):
+    unreadable.update((1, 2))
+    with pytest.raises(UserError, match=r"the state .*steps/1 cannot be restored: .*d/1.* or move .*steps away"):
         restored(steps)
-    assert numbers(steps) == ["2"]
+    assert numbers(steps) == ["1"] and numbers(steps.parent / "steps-damaged") == ["2", "3"]
