@@ -8,12 +8,15 @@ of a list, counted from 1: bytes that are not UTF-8, text that is not JSON, a JS
 UTF-16 is named as such.
 
 Writing. A file appears whole or not at all (`write_text`, `replacing`), or grows by whole lines that are on disk when
-`append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. An OSError names
-the file that it is about, also where Python leaves that out; `errors.front_door` shows it to the user.
+`append_lines` returns; a kill cuts short at most the last of them, which `drop_cut_line` then removes. What we read
+again has its sum in it (`own_line`, `write_object`; see `sums`), which every reader of rows and JSON checks and takes
+out. An OSError names the file that it is about, also where Python leaves that out; `errors.front_door` shows it to the
+user.
 """
 
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -27,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from sla_jax import json_text
+from sla_jax import json_text, sums
 from sla_jax.errors import UserError, nearest
 
 ROW_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -104,8 +107,9 @@ def read_standard_input() -> str:
 
 def read_json(path: Path) -> Any:
     """The value that a file holds. Raises UserError, with the line of what is not JSON."""
+    text = read_text(path)
     with _naming_json(str(path)):
-        return json_text.parse(read_text(path))
+        return _without_sum(json_text.parse(text), text)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -156,7 +160,9 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch = real.with_name(f".{real.name}.partial")
     try:
         yield scratch
+        sync(scratch)
         os.replace(scratch, real)
+        sync(real.parent)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = str(path)
@@ -166,10 +172,27 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Have the bytes of a file, or the names in a folder, on disk when this returns, where the file system can."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of folders on some network file systems
+            raise
+    finally:
+        os.close(opened)
+
+
 def write_text(path: Path, text: str) -> None:
     """A file that appears whole or not at all."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_object(path: Path, value: Mapping[str, Any], indent: int | None = 1) -> None:
+    """A JSON object that we read again, and that appears whole or not at all: its sum is its last member."""
+    write_text(path, sums.with_member(json.dumps(dict(value), indent=indent, ensure_ascii=False) + "\n"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -206,8 +229,13 @@ def drop_cut_line(path: Path) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """One line, its end included. Raises ValueError for a number that is none."""
+    """One line for others, its end included. Raises ValueError for a number that is none."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def own_line(row: Mapping[str, Any]) -> str:
+    """One line that we read again: `json_line` with its sum as its last member."""
+    return sums.with_member(json_line(row))
 
 
 # ---- the insides ----
@@ -283,10 +311,19 @@ def _row(line: str) -> Any:
     if not _is_text(line):
         return BadRow(_not_utf8(line))
     try:
-        return json_text.parse(line)
+        return _without_sum(json_text.parse(line), line)
     except json_text.BadJsonError as error:
         cut_off = error.line is not None and not line.endswith("\n")
         return BadRow(f"{error}{'; the file ends in this line, which may have been cut off' if cut_off else ''}")
+
+
+def _without_sum(value: Any, text: str) -> Any:
+    """The value of a text without the sum that it may hold. Raises BadJsonError if that is not the text's."""
+    if isinstance(value, dict):
+        if wrong := sums.wrong_member(value, text):
+            raise json_text.BadJsonError(wrong)
+        value.pop(sums.NAME, None)
+    return value
 
 
 @contextlib.contextmanager

@@ -48,8 +48,8 @@ def load_model(
 
     Its chats are rendered with the variables `template`, as if on the day `date` (None: today). A reward model raises
     UserError unless `generates` is False: then the policy is only read, to score answers."""
-    tokenizer = with_template(load_tokenizer(directory), template, date)
     config = store.info(directory).config
+    tokenizer = with_template(load_tokenizer(directory), template, date)
     if generates:
         check_generates(config)
     shardings = param_shardings(config, mesh, SERVE) if mesh is not None else None

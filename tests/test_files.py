@@ -200,6 +200,51 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         assert sorted(file.name for file in path.parent.iterdir()) == ["a.npy", "a.txt"]
 
 
+def test_a_file_is_on_disk_before_it_has_its_name_and_then_so_is_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Path]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{file}"))))
+        sync(file)
+
+    def replaced(old: Path, new: Path) -> None:
+        done.append(("name", new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    path = tmp_path / "a"
+    for write in (
+        lambda: files.write_text(path, "one"),
+        lambda: files.write_object(path, {"a": 1}),
+        lambda: files.write_array(path, np.arange(3)),
+    ):
+        done.clear()
+        write()
+        assert done == [("sync", tmp_path / ".a.partial"), ("name", path), ("sync", tmp_path)]
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_what_cannot_be_made_durable_is_an_error_unless_its_file_system_never_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: bool
+) -> None:
+    def fsync(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "a.txt"
+    if not told:
+        files.write_text(path, "one")
+        assert path.read_text() == "one"
+        return
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: {str(path)!r}"):
+        files.write_text(path, "one")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_stays_one_and_a_device_is_written_itself(tmp_path: Path) -> None:
     link = tmp_path / "links" / "a.txt"
     link.parent.mkdir()

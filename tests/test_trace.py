@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 import eval as evaluate
 import generate
 import sla_jax
+from sla_jax import sums
 from sla_jax.decode.sampling import Sampling
 from sla_jax.decode.snapshot import Branch
 from sla_jax.errors import UserError
 from sla_jax.text import spell
 from sla_jax.trace import lines, replay, structure
 from sla_jax.trace.record import fingerprint, record, traced
+from tests.damage import unsummed
 
 MESSAGES = [{"role": "user", "content": "How much is 12 + 30?"}]
 WARM = Sampling(temperature=1.0, seed=7, logit_bias=((5, 0.5),))
@@ -48,7 +50,7 @@ def traces(files):
 
 def save(path, trace):
     rows = [trace.header, *trace.rounds, trace.end]
-    path.write_text("".join(lines.as_json(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(sums.with_member(lines.as_json(row) + "\n") for row in rows), encoding="utf-8")
     return path
 
 
@@ -206,7 +208,7 @@ def test_every_float32_comes_back_with_few_digits(value):
     ],
 )
 def test_a_file_that_is_no_whole_trace_is_refused(files, tmp_path, damage, says):
-    rows = damage(files["tree"][0].read_text(encoding="utf-8").split("\n")[:-1])
+    rows = damage(unsummed(files["tree"][0].read_text(encoding="utf-8")).split("\n")[:-1])
     (tmp_path / "bad.jsonl").write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(UserError, match=says):
         lines.read(tmp_path / "bad.jsonl")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sla_jax.checkpoint import safetensors_file as st
-from sla_jax.checkpoint.staging import refuse, staged
+from sla_jax.checkpoint.staging import check, refuse, staged
 from sla_jax.errors import UserError, nearest
 from sla_jax.files import read_json
 from sla_jax.model.config import ModelConfig, read_number
@@ -60,7 +60,8 @@ def save_adapter(directory: Path, lora: Lora, lora_config: LoraConfig, config: M
 
 
 def load_adapter(directory: Path, config: ModelConfig) -> tuple[Lora, LoraConfig]:
-    """Read an adapter for the policy that `config` describes. Anything unknown, missing or misshapen: UserError."""
+    """Read an adapter for the policy that `config` describes. UserError: anything unknown, missing, misshapen or
+    damaged."""
     directory = Path(directory)
     for name in (CONFIG, TENSORS):
         if not (directory / name).is_file():
@@ -72,6 +73,7 @@ def load_adapter(directory: Path, config: ModelConfig) -> tuple[Lora, LoraConfig
     tensors, _ = st.read_header(path)
     names = _names(chosen, config)
     _check(path, tensors, names, config, chosen.rank)
+    check(directory)
     lora = jax.eval_shape(lambda key: init_lora(config, chosen, key), jax.random.key(0))
     layers: dict[tuple[str, str, str], list[np.ndarray]] = {}
     for name, (part, target, factor, _) in names.items():

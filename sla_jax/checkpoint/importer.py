@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sla_jax.checkpoint import armo, smollm2, store
+from sla_jax.checkpoint import armo, smollm2, staging, store
 from sla_jax.checkpoint.channel_file import read_channel
 from sla_jax.checkpoint.gguf import GgufSource, extra_files
 from sla_jax.checkpoint.mapping import CHANNEL_PREFIXES, Slot, check, ignorable, slots
@@ -183,8 +183,9 @@ def _directory(path: Path, name: str) -> Model:
     if armo.is_release(raw):
         return Model(**armo.opened(path, raw)._asdict(), name=name, kind=f"Hugging Face directory, {armo.ARCHITECTURE}")
     from_hf(raw)
-    extras = store.read_extras(path)
-    return Model(raw_config=raw, source=open_weights(path), extras=extras, name=name, kind="Hugging Face directory")
+    extras, source = store.read_extras(path), open_weights(path)
+    staging.check(path)  # of one that we exported
+    return Model(raw_config=raw, source=source, extras=extras, name=name, kind="Hugging Face directory")
 
 
 def _gguf(path: Path, name: str) -> Model:

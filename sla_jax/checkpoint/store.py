@@ -4,7 +4,8 @@
     config.json          the Hugging Face fields as they came; with a channel also tt_hidden_size, sr_head_layer, …
     tokenizer.json …     tokenizer, chat template and generation config as they came
     train.yaml           the resolved training config, if it was trained here
-    sla_jax.json         format, type, parameter shapes, provenance; written last: without it this is not a checkpoint
+    sla_jax.json         format, type, parameter shapes, provenance; without it this is not a checkpoint
+    sla_jax.sha256       the SHA-256 of all of them, which is compared when they are read (`staging`)
 
 One orbax checkpoint per parameter, because orbax copies a whole tree of host arrays before it writes (measured: twice
 the model), and this way writing, reading and converting hold one parameter at a time.
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sla_jax.checkpoint import staging
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
 from sla_jax.errors import UserError, nearest
@@ -33,7 +35,7 @@ from sla_jax.model.config import CAUSAL, HEADS, SEQUENCE, TOKEN, ChannelConfig, 
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
 
 FORMAT = 1
-MARKER = "sla_jax.json"
+MARKER, PARAMS = "sla_jax.json", "params"
 TRAIN_CONFIG = "train.yaml"
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = "additional_chat_templates/*.jinja"  # where transformers 5 puts all chat templates but the default one
@@ -129,7 +131,7 @@ def write(
     refuse(directory, overwrite=overwrite, ours=is_checkpoint)
     shapes = {name: want.shape for name, want in param_shapes(from_hf(raw_config)).items()}
     with staged(directory, first=first, wait=_meet) as part:
-        dtypes = _write_params(part / "params", params, shapes)
+        dtypes = _write_params(part / PARAMS, params, shapes)
         if first:
             files = _files(extras) if train_config is None else {**_files(extras), TRAIN_CONFIG: train_config.encode()}
             write_extras(part, files)
@@ -185,7 +187,7 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def info(directory: Path) -> Info:
-    """Read what a checkpoint is, without its arrays. Raises UserError when it is not one."""
+    """Read what a checkpoint is, without its arrays. UserError: it is not one, or a file beside them is damaged."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(
@@ -217,13 +219,16 @@ def info(directory: Path) -> Info:
             f"{directory}: config.json does not describe the stored parameters; it was edited after the import. Import "
             "the model again."
         )
+    staging.check(directory, lambda name: not name.startswith(f"{PARAMS}/"))
     return Info(dir=directory, config=config, raw_config=raw, params=params, provenance=provenance)
 
 
 def load(
     directory: Path, *, dtype: str | np.dtype[Any] | None = None, shardings: Shardings | None = None
 ) -> Checkpoint:
-    """Restore a policy. `dtype` None keeps the stored type; `shardings` None puts all on the first device."""
+    """Restore a policy. `dtype` None keeps the stored type; `shardings` None puts all on the first device.
+
+    Raises UserError for a file that is missing or damaged."""
     found = info(directory)
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params = {}
@@ -231,6 +236,8 @@ def load(
         want = stored if dtype is None else jax.ShapeDtypeStruct(stored.shape, jnp.dtype(dtype))
         sharding = single if shardings is None else shardings(name, want) if callable(shardings) else shardings[name]
         params[name] = _restore(found.dir, name, jax.ShapeDtypeStruct(want.shape, want.dtype, sharding=sharding))
+    if jax.process_index() == 0:  # after reading: what is in memory is not fetched twice
+        staging.check(found.dir, lambda name: name.startswith(f"{PARAMS}/"))
     policy = policy_from_params(found.config, params)
     return Checkpoint(
         policy=policy, config=found.config, raw_config=found.raw_config, dir=found.dir, provenance=found.provenance
@@ -238,8 +245,10 @@ def load(
 
 
 def read_param(found: Info, name: str) -> np.ndarray:
-    """One parameter as a host array, in the stored type."""
-    return np.asarray(_restore(found.dir, name, None))
+    """One parameter as a host array, in the stored type. Raises UserError for a file of it that is damaged."""
+    array = np.asarray(_restore(found.dir, name, None))
+    staging.check(found.dir, lambda path: path.startswith(f"{PARAMS}/{name}/"))
+    return array
 
 
 def _restore(directory: Path, name: str, want: jax.ShapeDtypeStruct | None) -> Any:
@@ -248,7 +257,7 @@ def _restore(directory: Path, name: str, want: jax.ShapeDtypeStruct | None) -> A
     args = ocp.RestoreArgs(restore_type=np.ndarray)
     if want is not None:
         args = ocp.ArrayRestoreArgs(sharding=want.sharding, dtype=want.dtype, global_shape=want.shape)
-    folder = directory.absolute() / "params" / name
+    folder = directory.absolute() / PARAMS / name
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as reader:
             item = {name: 0 if want is None else want}

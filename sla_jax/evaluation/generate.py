@@ -1,5 +1,6 @@
 """Answers of every method to every prompt of every benchmark, prompt by prompt, in a folder that can be gone on with.
 
+OUT/.lock           held by the program that writes answers here, while it does
 OUT/settings.json   everything that decides the answers; a run with others is refused
 OUT/answers, OUT/seconds, OUT/formats   see `rows`, `machines` and `formats`
 
@@ -30,7 +31,8 @@ from sla_jax.evaluation.rows import (
     seconds_path,
 )
 from sla_jax.evaluation.settings import GenerateConfig, MethodConfig, completed, first_difference, joined, resolved
-from sla_jax.files import append_lines, drop_cut_line, json_line, read_object, write_text
+from sla_jax.files import append_lines, drop_cut_line, own_line, read_object, write_object, write_text
+from sla_jax.locks import contents, one_writer
 from sla_jax.progress import bar
 
 SETTINGS = "settings.json"
@@ -54,6 +56,11 @@ def generate(config: GenerateConfig, answerer: Answerer) -> Path:
     """Make what is missing of the run's answers, then every benchmark's own files; returns OUT. Raises UserError."""
     benchmarks = [load_benchmark(one) for one in config.benchmarks]
     check_prompts(config, benchmarks, answerer)
+    with one_writer(config.folder):
+        return _generate(config, benchmarks, answerer)
+
+
+def _generate(config: GenerateConfig, benchmarks: Sequence[Benchmark], answerer: Answerer) -> Path:
     out = open_run(config, benchmarks, answerer)
     tasks = [_task(out, method, benchmark) for benchmark in benchmarks for method in config.methods]
     if config.server is None:
@@ -90,9 +97,9 @@ def open_run(config: GenerateConfig, benchmarks: Sequence[Benchmark], answerer: 
                 f"settings of {file}; new benchmarks and methods may be added to it."
             )
         new = joined(old, new)
-    elif out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not file.exists() and (not out.is_dir() or contents(out)):
         raise UserError(f"{out} exists and is no run of this program (no {SETTINGS}); give --out another folder.")
-    write_text(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    write_object(file, new)
     return out
 
 
@@ -117,7 +124,7 @@ def _task(out: Path, method: MethodConfig, benchmark: Benchmark) -> Task:
     _check_order(path, ids, benchmark)
     if clock.exists():
         kept = [{"id": id_, **row} for id_, row in read_seconds(clock).items() if id_ in ids]
-        write_text(clock, "".join(map(json_line, kept)))
+        write_text(clock, "".join(map(own_line, kept)))
     return Task(method, benchmark, path, len(ids))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sla_jax.evaluation.rows import SECONDS, rows_of
-from sla_jax.files import append_lines, drop_cut_line, json_line
+from sla_jax.files import append_lines, drop_cut_line, own_line
 from sla_jax.machine import machine
 
 
@@ -19,7 +19,7 @@ def note_machine(out: Path) -> None:
     there = read_machines(out)
     if not there or {**there[-1], **here} != there[-1]:
         since = datetime.datetime.now(datetime.UTC).date().isoformat()
-        append_lines(path, [json_line({"since": since, **here})])
+        append_lines(path, [own_line({"since": since, **here})])
 
 
 def read_machines(out: Path) -> tuple[dict[str, Any], ...]:

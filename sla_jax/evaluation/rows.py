@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
-from sla_jax.files import json_line, read_rows
+from sla_jax.files import own_line, read_rows
 from sla_jax.scoring.candidate import Candidate, Message
 
 ANSWERS, SECONDS = "answers", "seconds"
@@ -185,18 +185,18 @@ def as_line(answer: Answer) -> str:
     row = answer._asdict() | {"turns": [_plain(turn) for turn in answer.turns]}
     if not answer.history:
         row.pop("history")
-    return json_line(row)
+    return own_line(row)
 
 
 def seconds_line(answer: Answer) -> str:
     """The line of the clock's fields."""
     row = {name: [float(turn.cost.get(name, 0.0)) for turn in answer.turns] for name in CLOCK}
-    return json_line({"id": answer.id, **row})
+    return own_line({"id": answer.id, **row})
 
 
 def judgement_line(judgement: Judgement) -> str:
     """One line, its end included. Raises ValueError for a number that is none."""
-    return json_line(judgement._asdict())
+    return own_line(judgement._asdict())
 
 
 # ---- the insides ----

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from sla_jax import sums
 from sla_jax.api import GREEDY, Chunk, LanguageModel, Messages, Search, is_chat
 from sla_jax.decode.completion import Completion
 from sla_jax.decode.cost import Cost
@@ -54,7 +55,7 @@ def _written(path: Path, steps: Iterator[tuple[Chunk, list[Line]]]) -> Iterator[
     try:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for chunk, lines in itertools.chain([first], steps):
-                file.writelines(as_json(line) + "\n" for line in lines)
+                file.writelines(sums.with_member(as_json(line) + "\n") for line in lines)
                 file.flush()
                 yield chunk
     except OSError as error:

@@ -9,7 +9,9 @@ one answer (prompt | answer: plain causal rows, for attention kernels that know 
 shard stand in one flat row of P places, so answers of any lengths pad nothing where it is expensive.
 """
 
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -17,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from sla_jax.errors import UserError
 from sla_jax.training.examples import Examples
 from sla_jax.training.order import NOTHING, bucket, padded_length, token_bucket
 
@@ -145,12 +148,18 @@ class TokenSource:
 
 
 class StoredSource:
-    """Batches of hidden states out of a complete cache [L+1, tokens, D]; the tokens lie there example by example."""
+    """Batches of hidden states out of a complete cache [L+1, tokens, D]; the tokens lie there example by example.
 
-    def __init__(self, tokens: TokenSource, states: np.ndarray, offsets: np.ndarray):
+    `sums` are those of the examples' states, [n] as of `states_sum`, and `path` is the file of the states."""
+
+    def __init__(
+        self, tokens: TokenSource, states: np.ndarray, offsets: np.ndarray, sums: np.ndarray | None, path: Path
+    ):
         self.tokens = tokens
         self.states = states
         self.offsets = offsets  # [n + 1] where each example's scored tokens start
+        self.sums = sums
+        self.path = path
         self.examples = tokens.examples
 
     def shapes(self, numbers: np.ndarray) -> Shapes:
@@ -158,15 +167,26 @@ class StoredSource:
         return self.tokens.shapes(numbers)
 
     def shard(self, numbers: np.ndarray, shapes: Shapes) -> Batch:
-        """See Source."""
+        """See Source. Raises UserError for states that are damaged."""
         layers, _, width = self.states.shape
         features = np.zeros((layers, shapes.flat, width), self.states.dtype)
         end = 0
         for number in numbers[numbers != NOTHING]:
             start, stop = self.offsets[number : number + 2]
-            features[:, end : end + stop - start] = self.states[:, start:stop]
+            found = features[:, end : end + stop - start]
+            found[:] = self.states[:, start:stop]
+            if self.sums is not None and states_sum(found) != self.sums[number]:
+                raise UserError(
+                    f"{self.path} is damaged: the states of example {number} are not those that were written. Delete "
+                    f"{self.path.parent} and run the same command again: it makes the cache anew, and goes on."
+                )
             end += stop - start
         return self.tokens.shard(numbers, shapes)._replace(source=features)
+
+
+def states_sum(states: np.ndarray) -> int:
+    """CRC-32 of an example's states [L+1, T, D]."""
+    return zlib.crc32(np.ascontiguousarray(states).view(np.uint8).data)
 
 
 def scored_offsets(examples: Examples) -> np.ndarray:

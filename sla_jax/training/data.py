@@ -2,29 +2,28 @@
 
 `load_examples` is the whole of it. Tokens lie in one folder for each combination of contents (not names) of the data,
 tokenizer and chat template, task, and the settings that matter; it appears whole or not at all, one process makes it
-and others wait, and finding it again parses no row and loads no tokenizer.
+and others wait, and finding it again parses no row and loads no tokenizer. One that is damaged is said and made anew.
 
 `Examples.counts` has: read (rows seen), other_split, bad, left_by_mix, left_by_limit, empty (no scored token is left),
 cut_prompts, cut_answers, cut_turns (SFT turns that are no longer scored), cut_labels (steps that lost their label), and
 rows, what is left.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sla_jax.checkpoint.staging import staged
+from sla_jax.checkpoint.staging import SUMS, damage, staged
 from sla_jax.checkpoint.store import TEMPLATES
 from sla_jax.errors import UserError
 from sla_jax.files import BadRow
+from sla_jax.locks import locked
 from sla_jax.training.data_config import DataConfig, Task, check_task
 from sla_jax.training.examples import Examples, Flat, Refused
 from sla_jax.training.rows import (
@@ -44,6 +43,7 @@ FORMAT = "2"
 COUNTS = ("read", "other_split", "bad", "left_by_mix", "left_by_limit", "empty", *CUTS, "rows")
 EMPTY = "no scored token is left"
 ROW_NAMES = {"pairs": "pair", "sft": "conversation", "steps": "row of steps"}
+WAITING = "another process is tokenizing the same data; waiting for it"
 SHOWN = 5  # reasons for refusing rows that are told
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # fields of DataConfig whose values decide what comes out; where things lie and how fast they are made do not
@@ -169,13 +169,12 @@ def _key(
 
 
 def _stored(folder: Path, make: Callable[[], Examples], say: Callable[[str], None]) -> Path:
-    """`folder`, filled by `make` unless it is there. Of several processes one makes it and the others wait."""
-    if folder.is_dir():
+    """`folder`, filled by `make` unless it is there, whole. Of several processes one makes it and the others wait."""
+    if _whole(folder, lambda told: None):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock"), say):
-            if not folder.is_dir():
+        with locked(folder.with_name(f"{folder.name}.lock"), lambda holder: say(WAITING)):
+            if not _whole(folder, say):
                 examples = make()
                 with staged(folder) as partial:
                     examples.save(partial)
@@ -187,15 +186,14 @@ def _stored(folder: Path, make: Callable[[], Examples], say: Callable[[str], Non
     return folder
 
 
-@contextlib.contextmanager
-def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is tokenizing the same data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _whole(folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether a cache is there with its sums, which those of older releases have not, and is as they say."""
+    if not (folder / SUMS).exists():
+        return False
+    found = damage(folder)
+    if found is not None:
+        say(f"the token cache is made anew: {found}")
+    return found is None
 
 
 # ---- reading, parting, tokenizing ----

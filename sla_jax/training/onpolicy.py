@@ -1,5 +1,6 @@
 """Preference pairs from a model's own answers: sample, score, keep the best and the worst of each prompt.
 
+OUT/.lock              held by the program that writes here, while it does
 OUT/pairs.yaml         resolved config, written before the first answer
 OUT/data.json          fingerprints of the prompts and of the checkpoint
 OUT/candidates.jsonl   one line a prompt, appended batch by batch; scores are added when all answers are there
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.checkpoint import store
-from sla_jax.config import dump_yaml, load_yaml, parse
+from sla_jax.config import parse
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.program import Program, check_prompt
 from sla_jax.decode.result import Round
 from sla_jax.errors import UserError
-from sla_jax.files import append_lines, drop_cut_line, json_line, read_rows, read_text, write_text
+from sla_jax.files import append_lines, drop_cut_line, own_line, read_rows, read_text, write_text
 from sla_jax.loading import Loaded, engine, load_model, use_compilation_cache
+from sla_jax.locks import clear, contents, one_writer
 from sla_jax.model.policy import without_channel
 from sla_jax.progress import bar, say
 from sla_jax.scoring.candidate import Candidate, Score, detailed
@@ -39,7 +41,7 @@ from sla_jax.training.hosts import stopping
 from sla_jax.training.onpolicy_config import PairsConfig
 from sla_jax.training.onpolicy_pairs import best_and_worst, summary
 from sla_jax.training.onpolicy_prompts import Prompt, choose_prompts, cut, md5
-from sla_jax.training.resume import check_inputs, differences
+from sla_jax.training.resume import check_inputs, differences, read_config, write_config
 
 CONFIG_FILE, CANDIDATES, PAIRS, SUMMARY = "pairs.yaml", "candidates.jsonl", "pairs.jsonl", "summary.json"
 DECODER = Greedy(chunk=16)  # plain decoding; what it draws is the sampling's business
@@ -83,22 +85,23 @@ def make_pairs(config: PairsConfig) -> Path:
 
 @contextlib.contextmanager
 def opened(config: PairsConfig) -> Iterator[Path]:
-    """OUT, made or checked; what the user can mend leaves nothing behind of a run that has no answer yet."""
-    out = _open(config)
-    try:
-        yield out
-    except (UserError, OSError):
-        if not (out / CANDIDATES).exists():
-            shutil.rmtree(out)
-        raise
+    """OUT, made or checked, and held; what the user can mend leaves nothing behind of a run that has no answer yet."""
+    with one_writer(Path(config.out)):
+        out = _open(config)
+        try:
+            yield out
+        except (UserError, OSError):
+            if not (out / CANDIDATES).exists():
+                shutil.rmtree(out)
+            raise
 
 
 def _open(config: PairsConfig) -> Path:
     out, file = Path(config.out), Path(config.out) / CONFIG_FILE
     if config.overwrite and file.exists():
-        shutil.rmtree(out)
+        clear(out)
     if file.exists():
-        saved = load_yaml(PairsConfig, file)
+        saved = read_config(PairsConfig, file)
         free = dataclasses.replace(saved, scorers=config.scorers, min_margin=config.min_margin)
         changes = list(differences(free, config))
         if changes:
@@ -107,10 +110,10 @@ def _open(config: PairsConfig) -> Path:
                 f"{file} to go on with that run, or pass --overwrite to delete it. Only the scorers and min_margin "
                 "may change: the same answers are then scored anew."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or contents(out)):
         raise UserError(f"{out} exists and is no run of this program (no {CONFIG_FILE}); give --out another folder.")
     out.mkdir(parents=True, exist_ok=True)
-    dump_yaml(dataclasses.replace(config, overwrite=False), file)
+    write_config(dataclasses.replace(config, overwrite=False), file)
     return out
 
 
@@ -183,7 +186,7 @@ def sample(config: PairsConfig, out: Path, model: Loaded, prompts: Sequence[Read
             if not missing:
                 continue
             rows = {row["id"]: row for row in answer(config, model, program, batch)}
-            append_lines(out / CANDIDATES, (json_line(rows[ready.prompt.id]) for ready in missing))
+            append_lines(out / CANDIDATES, (own_line(rows[ready.prompt.id]) for ready in missing))
             there |= rows.keys()
             tokens += sum(one["n_tokens"] for row in rows.values() for one in row["candidates"])
             tell(len(there), len(prompts), f"prompts  {tokens / (time.perf_counter() - began):.0f} tokens/s")
@@ -270,4 +273,4 @@ def _write_results(
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(map(json_line, rows))
+    return "".join(map(own_line, rows))

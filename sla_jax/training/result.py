@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from sla_jax.checkpoint import store
+from sla_jax.checkpoint import staging, store
 from sla_jax.checkpoint.adapter_file import save_adapter
 from sla_jax.checkpoint.channel_file import save_channel
 from sla_jax.model.lora import merged
@@ -21,7 +21,7 @@ TRAINED_BY = {"trained_by": "sla-jax train.py"}
 
 
 def write_result(config: TrainConfig, plan: Plan, base: Base, parts: Parts, steps: int, out: Path) -> None:
-    """OUT/checkpoint, OUT/channel.safetensors and OUT/adapter; a checkpoint that is already complete stays."""
+    """OUT/checkpoint, OUT/channel.safetensors and OUT/adapter; a checkpoint that is already there and whole stays."""
     small = hosts.on_host(parts._replace(policy=None))
     if small.channel is not None and hosts.first():
         save_channel(out / "channel.safetensors", small.channel, plan.model, TRAINED_BY)
@@ -29,7 +29,7 @@ def write_result(config: TrainConfig, plan: Plan, base: Base, parts: Parts, step
     if small.lora is not None and separate and hosts.first():
         save_adapter(out / "adapter", small.lora, config.policy.lora, base.config, base=str(base.directory))
     target = out / "checkpoint"
-    if store.is_checkpoint(target):
+    if hosts.agreed(int(_is_whole(target) if hosts.first() else 0)):
         return
     policy = _policy(config, base, parts)
     raw = dict(base.raw_config)
@@ -48,7 +48,15 @@ def write_result(config: TrainConfig, plan: Plan, base: Base, parts: Parts, step
         extras=base.directory,
         provenance={**base.provenance, "training": {**TRAINED_BY, "steps": steps, "task": config.task}},
         train_config=(out / CONFIG_FILE).read_text(encoding="utf-8"),
+        overwrite=True,
     )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    wrong = staging.damage(checkpoint) if store.is_checkpoint(checkpoint) else None
+    if wrong is not None:
+        say(f"{checkpoint} is written anew: {wrong}")
+    return store.is_checkpoint(checkpoint) and wrong is None
 
 
 def _policy(config: TrainConfig, base: Base, parts: Parts) -> Policy:

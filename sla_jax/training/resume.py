@@ -1,11 +1,14 @@
 """The run's folder: resumable checkpoints, the metrics log, and the rule that a run goes on only as itself.
 
+OUT/.lock             held by the program that writes here, while it does
 OUT/train.yaml        resolved config, written before the first step
 OUT/data.json         fingerprint of the tokens and of the starting channel
 OUT/steps/N           orbax: what is trained, optimizer state and step (the data position derives from it)
 OUT/best/N            orbax: what was trained when the chosen held-out figure was best (only with best.metric)
-OUT/reference.npy     DPO: the reference's log-probabilities
+OUT/steps-damaged/N   a state that could not be used, set aside when an older one was
+OUT/reference         DPO: the reference's log-probabilities
 OUT/metrics.jsonl     one line a logged step or evaluation; after a resume cut back to the checkpoint's step
+OUT/metrics.crc32     the sums of its lines, one a line
 OUT/tensorboard       the same figures
 OUT/checkpoint        the result: policy (+ channel or head) + tokenizer + train.yaml
 OUT/channel.safetensors, OUT/adapter
@@ -16,13 +19,11 @@ With several processes all of them see OUT; process 0 writes what is not an arra
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,12 +31,27 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from sla_jax.config import dump_yaml, load_yaml
+from sla_jax import sums
+from sla_jax.checkpoint import staging
+from sla_jax.config import as_yaml, load_yaml
 from sla_jax.errors import UserError
-from sla_jax.files import drop_cut_line, naming, read_object, read_rows, write_text
+from sla_jax.files import (
+    drop_cut_line,
+    naming,
+    read_object,
+    read_pieces,
+    read_rows,
+    read_text,
+    sync,
+    write_object,
+    write_text,
+)
+from sla_jax.locks import clear, contents, one_writer
 from sla_jax.progress import say
 from sla_jax.training import hosts
+from sla_jax.training.boards import Board, open_wandb
 from sla_jax.training.config import TrainConfig
+from sla_jax.training.states import LATE, set_aside, sift
 
 T = TypeVar("T")
 CONFIG_FILE = "train.yaml"
@@ -51,14 +67,16 @@ NOT_COMPARED = (
 
 @contextlib.contextmanager
 def opened(config: TrainConfig) -> Iterator[Path]:
-    """`open_run`; what the user can mend leaves nothing behind of a run that has not taken a step."""
-    out, fresh = open_run(config)
-    try:
-        yield out
-    except (UserError, OSError):
-        if fresh and hosts.first() and not (out / METRICS).exists():
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    """`open_run`, with OUT held by this run alone; what the user can mend leaves nothing behind of a run that has not
+    taken a step."""
+    with one_writer(Path(config.out)) if hosts.first() else contextlib.nullcontext():
+        out, fresh = open_run(config)
+        try:
+            yield out
+        except (UserError, OSError):
+            if fresh and hosts.first() and not (out / METRICS).exists():
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def open_run(config: TrainConfig) -> tuple[Path, bool]:
@@ -76,21 +94,34 @@ def open_run(config: TrainConfig) -> tuple[Path, bool]:
 
 def _open(config: TrainConfig, out: Path, saved: Path) -> None:
     if config.overwrite and saved.exists():
-        shutil.rmtree(out)
+        clear(out)
     if saved.exists():
-        changes = list(differences(load_yaml(TrainConfig, saved), config))
+        changes = list(differences(read_config(TrainConfig, saved), config))
         if changes:
             raise UserError(
                 f"{out} holds a run with another config ({'; '.join(changes)}). Give --out another folder, pass "
                 f"{saved} to go on with that run, or pass --overwrite to delete it."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or contents(out)):
         raise UserError(
             f"{out} exists and no training run made it (it has no {CONFIG_FILE}); give --out another folder."
         )
     else:
         out.mkdir(parents=True, exist_ok=True)
-        dump_yaml(dataclasses.replace(config, overwrite=False), saved)
+        write_config(dataclasses.replace(config, overwrite=False), saved)
+
+
+def write_config(config: Any, path: Path) -> None:
+    """A run's resolved config, with its sum in its last line."""
+    write_text(path, sums.with_comment(as_yaml(config)))
+
+
+def read_config(cls: type[T], path: Path) -> T:
+    """What `write_config` wrote. Raises UserError for what is damaged, or no config of this kind."""
+    wrong = sums.wrong_comment(read_text(path))
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong}.")
+    return load_yaml(cls, path)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
@@ -109,7 +140,7 @@ def check_inputs(out: Path, fingerprints: Mapping[str, str]) -> None:
     """Write what the run reads, or compare it: a run whose files changed underneath cannot go on."""
     file = out / "data.json"
     if not file.exists() and hosts.first():
-        write_text(file, json.dumps(dict(fingerprints)))
+        write_object(file, fingerprints)
     hosts.meet("inputs")
     saved = read_object(file)
     changed = [name for name, value in fingerprints.items() if saved.get(name) != value]
@@ -137,21 +168,39 @@ def _kept(what: Path) -> Iterator[None]:
 class Steps:
     """Checkpoints of a pytree under OUT/steps or OUT/best, written in the background; each is complete or not there.
 
+    Each lists the sums of its files (`checkpoint.staging`): those of the arrays are in it when it appears, the rest
+    when it has been waited for. Opening compares them, from the newest state on; `UserError` if there are states and
+    none is whole.
+
     A state that could not be written, or is not within half an hour, is a UserError of the next `save`, `wait` or
-    `close`. orbax may log such an error
-    and say no more, so whether the state is there is looked up. Its threads go on to wait for what a failed one was to
-    tell them, for many minutes; they are started by a thread that is a daemon, and so are such too, and the program can
-    end without them.
+    `close`. orbax may log such an error and say no more, so whether the state is there is looked up. Its threads go on
+    to wait for what a failed one was to tell them, for many minutes; they are started by a thread that is a daemon, and
+    so are such too, and the program can end without them.
     """
 
     def __init__(self, folder: Path, keep: int):
         logging.getLogger("absl").addFilter(_is_not_error)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        listed = ocp.AsyncOptions(post_finalization_callback=self._list)
+        self.options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, async_options=listed, create=True
+        )
         self.folder = folder
         self.saving: int | None = None  # the step that may not be on disk yet
         with _kept(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        if hosts.first():
+            sift(folder)
+        hosts.meet(f"states.{folder.name}")
+        self._open()
+
+    def _open(self) -> None:
+        with _kept(self.folder):
+            self.manager = ocp.CheckpointManager(self.folder.absolute(), options=self.options)
+
+    def _list(self) -> None:
+        """Called by orbax, in process 0, when all of a state is written and before it gets its name."""
+        for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            staging.write_sums(part, LATE)
 
     def save(self, step: int, tree: Any) -> None:
         """Save a step; one that is already there is left as it is. Raises UserError."""
@@ -168,19 +217,40 @@ class Steps:
             return
         with _kept(self.folder / str(step)):
             _in_daemon(self.manager.wait_until_finished, SAVING)
-            if hosts.first() and not (self.folder / str(step)).is_dir():
-                raise OSError("its writing was given up")
+            if hosts.first():
+                if not (self.folder / str(step)).is_dir():
+                    raise OSError("its writing was given up")
+                staging.write_sums(self.folder / str(step))
+                sync(self.folder)
 
     def latest(self) -> int | None:
         """The last complete step."""
         return self.manager.latest_step()
 
     def restore(self, like: Any) -> Any | None:
-        """The latest saved tree with types and shardings of `like` (arrays or shapes); None when there is none."""
+        """The latest saved tree with types and shardings of `like` (arrays or shapes); None when there is none.
+
+        A state without sums, of an older release, that cannot be restored is set aside where there is another one."""
         step = self.latest()
         if step is None:
             return None
-        flat = self.manager.restore(step, args=ocp.args.StandardRestore(_flat(like)))
+        try:
+            flat = self.manager.restore(step, args=ocp.args.StandardRestore(_flat(like)))
+        except Exception as error:  # orbax has no error of its own for files that are damaged
+            state, reason = self.folder / str(step), " ".join(str(error).split())[:300]
+            if (state / staging.SUMS).exists():  # and they are right: it is no damage
+                raise
+            if step == min(self.manager.all_steps()):
+                raise UserError(
+                    f"the state {state} cannot be restored: {reason}. Take it from a copy, or move {self.folder} away "
+                    "and run the same command again to go on without it."
+                ) from error
+            self.manager.close()
+            if hosts.first():
+                set_aside(state, reason)
+            hosts.meet(f"restored.{self.folder.name}")
+            self._open()
+            return self.restore(like)
         leaves = [flat[name] for name in _flat(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -222,36 +292,6 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-class Board:
-    """A file of figures for TensorBoard, written in the calling thread: a write that fails is an error, not a wait."""
-
-    def __init__(self, folder: Path, step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._scalar, self._writer = Event, scalar, EventsWriter(str(folder / "events"))
-        # TensorBoard forgets what it has of this step and later ones
-        self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Write the figures of a step. Raises OSError, and is closed then."""
-        try:
-            for name, value in values.items():
-                event = self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value))
-                self._writer.write_event(event)
-            self._writer.flush()
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-            raise
-
-    def finish(self) -> None:
-        """Close the file. Raises OSError."""
-        self._writer.close()
-
-
 class Log:
     """metrics.jsonl, TensorBoard and, if asked, Weights & Biases from one call, on process 0.
 
@@ -266,9 +306,10 @@ class Log:
         if not hosts.first():
             return
         if wandb is not None:
-            self.shows["Weights & Biases"] = self._tried("Weights & Biases", lambda: _wandb(wandb, out))
+            self.shows["Weights & Biases"] = self._tried("Weights & Biases", lambda: open_wandb(wandb, out))
         with _kept(self.path):
             _truncate(self.path, step)
+            self.sums = _beside(self.path).open("a", encoding="utf-8", buffering=1)
             self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a line at a time
         self.shows["TensorBoard"] = self._tried("TensorBoard", lambda: Board(out / "tensorboard", step))
 
@@ -287,8 +328,10 @@ class Log:
         """One line {"kind", "step", …}; numbers also go to TensorBoard and W&B as kind/name. Raises UserError."""
         if self.file is None:
             return
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
         with _kept(self.path):
-            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.sums.write(f"{sums.crc32(line)}\n")  # first: no line lacks its sum
+            self.file.write(line)
         numbers = {name: value.get("value") if isinstance(value, dict) else value for name, value in values.items()}
         shown = {f"{kind}/{name}": float(value) for name, value in numbers.items() if value is not None}
         for name, show in self.shows.items():
@@ -305,8 +348,9 @@ class Log:
         """Make the lines durable; called before a checkpoint of the same step is saved. Raises UserError."""
         if self.file is not None:
             with _kept(self.path):
-                self.file.flush()
-                os.fsync(self.file.fileno())
+                for file in (self.sums, self.file):
+                    file.flush()
+                    os.fsync(file.fileno())
 
     def close(self) -> None:
         """Flush and close all."""
@@ -314,25 +358,31 @@ class Log:
             if show is not None:
                 self._tried(name, functools.partial(_in_daemon, show.finish, PATIENCE))
         if self.file is not None:
-            with _kept(self.path), self.file:
+            with _kept(self.path), self.sums, self.file:
+                os.fsync(self.sums.fileno())
                 os.fsync(self.file.fileno())
 
 
-def _wandb(project: str, out: Path) -> Any:
-    """A W&B run that goes on when OUT does. Raises UserError where the package is not installed."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError(
-            f"--wandb {project} needs the package wandb: pip install wandb, or leave the flag out."
-        ) from None
-    identity = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, name=out.name, id=identity, resume="allow", dir=str(out))
-
-
 def _truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and what a kill has left of a line."""
-    drop_cut_line(path)
-    if path.exists():
-        kept = (row for _, row in read_rows(path) if row["step"] <= step)
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    """Drop the lines after `step`, and what a kill has left of a line. Raises UserError for a line that is damaged."""
+    beside = _beside(path)
+    for file in (path, beside):
+        drop_cut_line(file)
+    if not path.exists():
+        beside.unlink(missing_ok=True)
+        return
+    digits = read_text(beside).split() if beside.exists() else []  # an older release has written none
+    for number, (line, wanted) in enumerate(zip(read_pieces(path), digits, strict=False), 1):
+        if sums.crc32(line) != wanted:
+            raise UserError(
+                f"{path}, line {number} is damaged: its CRC-32 is not that of line {number} of {beside}. Take both "
+                f"files from a copy, or delete {beside.name} to take all lines as they are."
+            )
+    kept = [json.dumps(row) + "\n" for _, row in read_rows(path) if row["step"] <= step]
+    write_text(path, "".join(kept))
+    write_text(beside, "".join(f"{sums.crc32(line)}\n" for line in kept))
+
+
+def _beside(path: Path) -> Path:
+    """Where the sums of a log's lines are."""
+    return path.with_suffix(".crc32")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sla_jax.checkpoint import store
+from sla_jax.checkpoint import staging, store
 from sla_jax.checkpoint.channel_file import load_channel
 from sla_jax.errors import UserError
 from sla_jax.files import write_array
@@ -33,6 +33,8 @@ from sla_jax.training.examples import Examples
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.rank import reference_sums
 from sla_jax.training.state import parts_shardings
+
+LOGPS = "logps.npy"  # sums of log-probabilities, one an answer
 
 
 class Base(NamedTuple):
@@ -171,12 +173,15 @@ def make_source(config: TrainConfig, base: Base, plan: Plan, tokens: TokenSource
 def cached_reference(
     config: TrainConfig, base: Base, plan: Plan, examples: Examples, out: Path, mesh: Mesh
 ) -> np.ndarray | None:
-    """DPO's reference log-probs [n, A] out of OUT/reference.npy, computed once; None where none are cached."""
-    policy, file = config.policy, out / "reference.npy"
+    """DPO's reference log-probs [n, A] out of OUT/reference, computed once; None where none are cached."""
+    policy, folder = config.policy, out / "reference"
     if not policy.weight or policy.loss.name != "dpo" or policy.reference != "cached":
         return None
-    if hosts.agreed(int(file.exists())):
-        return np.load(file)
+    wrong = staging.damage(folder) if hosts.first() and folder.exists() else None
+    if wrong is not None:
+        say(f"the reference's log-probabilities are computed anew: {wrong}")
+    if hosts.agreed(int(folder.exists() and wrong is None)):
+        return np.load(folder / LOGPS)
     dtype = jnp.dtype(config.dtype)
     with bar("reference") as tell:
         sums = reference_sums(
@@ -188,7 +193,8 @@ def cached_reference(
             progress=lambda done, total: tell(done, total, "examples"),
         )
     if hosts.first():
-        write_array(file, sums)
+        with staging.staged(folder) as part:
+            write_array(part / LOGPS, sums)
     return sums
 
 

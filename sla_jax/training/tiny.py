@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from sla_jax.checkpoint import store
-from sla_jax.files import json_line, write_text
+from sla_jax.files import own_line, write_text
 from sla_jax.model.config import from_hf
 from sla_jax.model.policy import init_policy
 from sla_jax.training.data import Pair
@@ -45,7 +45,7 @@ def generated_pairs(count: int, seed: int) -> list[Pair]:
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
     """The pairs as JSON lines that train.py and eval.py read."""
     rows = ({"messages": p.messages, "chosen": p.chosen, "rejected": p.rejected} for p in pairs)
-    write_text(path, "".join(map(json_line, rows)))
+    write_text(path, "".join(map(own_line, rows)))
 
 
 def _answer(source: random.Random, own: tuple[str, ...], other: tuple[str, ...]) -> str:

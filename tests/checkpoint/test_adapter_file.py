@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from sla_jax.checkpoint import export_checkpoint, import_checkpoint, load
 from sla_jax.checkpoint.adapter_file import load_adapter, save_adapter
+from sla_jax.checkpoint.staging import SUMS
 from sla_jax.errors import UserError
 from sla_jax.model import forward, lora
 from sla_jax.model.config import from_hf
@@ -79,7 +80,7 @@ def test_there_and_back_bit_for_bit(tmp_path: Path) -> None:
     assert set(chosen.targets) == set(CHOSEN.targets)
     jax.tree.map(np.testing.assert_array_equal, again, random_lora(config()))
     save_adapter(adapter, again, chosen, config(), base="org/model")  # in its place
-    assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert {file.name for file in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", SUMS}
     tensors = load_file(adapter / "adapter_model.safetensors")
     assert len(tensors) == 2 * 2 * len(CHOSEN.targets)
     d = config().width
@@ -94,6 +95,9 @@ def test_half_precision_adapters_are_read_as_float32(tmp_path: Path) -> None:
     adapter = written(tmp_path)
     file = adapter / "adapter_model.safetensors"
     save_file({name: array.astype(np.float16) for name, array in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors is damaged .* If you changed it yourself, delete"):
+        load_adapter(adapter, config())
+    (adapter / SUMS).unlink()
     again, _ = load_adapter(adapter, config())
     for left, right in zip(jax.tree.leaves(again), jax.tree.leaves(random_lora(config())), strict=True):
         assert left.dtype == jnp.float32

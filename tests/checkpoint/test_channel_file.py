@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sla_jax.checkpoint import import_checkpoint, info, load, load_channel, save_channel
+from sla_jax.checkpoint.channel_file import KEY
 from sla_jax.errors import UserError
 from sla_jax.model.channel import init_channel
 from sla_jax.model.config import ChannelConfig
@@ -114,6 +115,10 @@ def test_other_files_are_refused_by_what_is_wrong(tmp_path):
     with safe_open(path, "np") as file:
         metadata = file.metadata()
     save_file({**arrays, "sr_head.bias": np.ones(2, np.float32)}, path, metadata)
+    with pytest.raises(UserError, match=r"c\.safetensors is damaged: its SHA-256 is not the one that it holds"):
+        load_channel(path, tiny_config())
+    metadata = described(metadata)
+    save_file({**arrays, "sr_head.bias": np.ones(2, np.float32)}, path, metadata)
     with pytest.raises(UserError, match=r"holds the tensor 'sr_head.bias'.*Did you mean 'sr_head.weight'"):
         load_channel(path, tiny_config())
     del arrays["sr_head.weight"]
@@ -140,5 +145,30 @@ def test_other_files_are_refused_by_what_is_wrong(tmp_path):
 def test_sizes_that_no_channel_has_are_told(tmp_path, described, said):
     path = tmp_path / "c.safetensors"
     save_file(models.channel_tensors(32, 2, 6, (2,)), path, {"sla_jax_channel": described})
+    with pytest.raises(UserError, match=said):
+        load_channel(path, tiny_config())
+
+
+def described(metadata, **channel):
+    """Another's metadata: without our digest, and with other sizes."""
+    found = {name: value for name, value in json.loads(metadata[KEY]).items() if name != "sha256"}
+    return metadata | {KEY: json.dumps(found | {"channel": found["channel"] | channel})}
+
+
+@pytest.mark.parametrize(
+    ("channel", "said"),
+    [
+        ({"width": True}, "tt_hidden_size=True; expected a whole number"),
+        ({"head_outputs": "2"}, "sr_out_dim='2'; expected a whole number"),
+        ({"depth": 2}, "does not say what it is"),
+        ({"head_layers": 9}, "says that its head has 9 layers; it holds 5 tensors"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(tmp_path, channel, said):
+    path = tmp_path / "c.safetensors"
+    saved(path)
+    with safe_open(path, "np") as file:
+        metadata = described(file.metadata(), **channel)
+    save_file(models.channel_tensors(32, 2, 6, (2,)), path, metadata)
     with pytest.raises(UserError, match=said):
         load_channel(path, tiny_config())

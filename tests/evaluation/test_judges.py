@@ -15,6 +15,7 @@ from sla_jax.evaluation.judges.protocol import Comparison, Judge, PairJudge, Win
 from sla_jax.evaluation.judges.run import run_judges
 from sla_jax.evaluation.rows import Answer, Judgement, read_judgements
 from sla_jax.scoring.registry import ScorerConfig
+from tests.damage import unsummed
 from tests.evaluation.answers import answer, judged, path_of, read, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,7 +224,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no answers under"):
         run(out, Length())
     path = path_of(five(out), answer("a"))
-    path.write_text(path.read_text(encoding="utf-8").replace('"text"', '"txet"', 1), encoding="utf-8")
+    path.write_text(unsummed(path.read_text(encoding="utf-8")).replace('"text"', '"txet"', 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"greedy\.jsonl, line 1: 'turns\[0\]\.text' is missing"):
         run(out, Length())
 

@@ -19,6 +19,7 @@ from sla_jax.evaluation.report.page import html
 from sla_jax.evaluation.report.program import Report, about, compute, replace, report, tables_markdown
 from sla_jax.evaluation.report.statistics import Estimate
 from sla_jax.evaluation.report.tables import Column, Table, as_csv, markdown
+from tests.damage import unsummed
 from tests.evaluation.report_run import write_run
 
 pytest.importorskip("matplotlib")
@@ -221,7 +222,7 @@ def test_without_judges_there_are_costs(tmp_path: Path):
 
 def change(path: Path, number: int, **fields) -> None:
     lines = path.read_text().splitlines()
-    lines[number] = json.dumps(json.loads(lines[number]) | fields)
+    lines[number] = json.dumps(json.loads(unsummed(lines[number])) | fields)
     path.write_text("".join(f"{one}\n" for one in lines))
 
 

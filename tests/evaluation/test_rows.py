@@ -9,6 +9,7 @@ from sla_jax.errors import UserError
 from sla_jax.evaluation import rows
 from sla_jax.evaluation.rows import Answer, Judgement, Turn
 from sla_jax.files import drop_cut_line, write_text
+from tests.damage import unsummed
 
 CANDIDATE = {"text": "a", "score": None, "step_scores": [0.5], "finish": "rejected", "n_tokens": 1}
 
@@ -53,7 +54,7 @@ def test_a_judgement_comes_back_as_it_was(tmp_path):
 
 
 def broken(**changes):
-    return json.loads(rows.as_line(answer())) | changes
+    return json.loads(unsummed(rows.as_line(answer()))) | changes
 
 
 def turned(**changes):

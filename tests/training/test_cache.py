@@ -11,12 +11,14 @@ import pytest
 from sla_jax.errors import UserError
 from sla_jax.model.channel import init_channel
 from sla_jax.model.policy import Policy
-from sla_jax.training import cache
+from sla_jax.training import cache, setup
 from sla_jax.training.batch import StoredSource, TokenSource, put_batch
-from sla_jax.training.config import ChannelOptions, FeaturesConfig, TrainConfig
+from sla_jax.training.config import ChannelOptions, FeaturesConfig, PolicyOptions, TrainConfig
 from sla_jax.training.examples import Examples
+from sla_jax.training.loss_config import PolicyLoss
 from sla_jax.training.objective import Frozen, Parts, Plan
 from sla_jax.training.step import jit_outputs
+from tests.damage import flip
 from tests.training import made
 
 NUMBERS = np.arange(11).reshape(1, 1, 11)
@@ -75,6 +77,57 @@ def test_a_killed_fill_goes_on_where_it_stopped(
     assert rest[0] == seen[-1] > 0
     np.testing.assert_array_equal(again.states, whole.states)
     fill(tmp_path / "cut", examples, policy, progress=stop)  # complete: nothing is computed
+
+
+def test_states_that_were_damaged_are_named_when_they_are_read(
+    tmp_path: Path, examples: Examples, policy: Policy
+) -> None:
+    stored = fill(tmp_path, examples, policy)
+    numbers = np.arange(len(examples))
+    sizes = stored.shapes(numbers[None, None])
+    stored.shard(numbers, sizes)
+    where = stored.path.parent
+    example = int(np.flatnonzero(stored.offsets > 7)[0]) - 1  # whose state is changed: of token 7, in the second layer
+    flip(stored.path, stored.states[0].nbytes + 7 * stored.states[0, 0].nbytes + 3)
+    with pytest.raises(UserError, match=rf"states\.bin is damaged: the states of example {example} are not .* Delete"):
+        stored.shard(numbers, sizes)
+    stored.shard(np.delete(numbers, example), sizes)
+    (where / "sums.bin").rename(where / "elsewhere")
+    fill(tmp_path, examples, policy).shard(numbers, sizes)  # as caches of older releases are read
+    (where / "elsewhere").rename(where / "sums.bin")
+    for name in ("sums.bin", "states.bin"):
+        (where / name).write_bytes((where / name).read_bytes()[:-4])
+        with pytest.raises(UserError, match=rf"{name} is damaged: it should have \d+ bytes\. Delete {where}"):
+            fill(tmp_path, examples, policy)
+
+
+def test_reference_sums_that_were_damaged_are_computed_anew(
+    tmp_path: Path, examples: Examples, policy: Policy, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    config = TrainConfig(
+        channel=ChannelOptions(weight=0.0), policy=PolicyOptions(train="full", weight=1.0, loss=PolicyLoss(name="dpo"))
+    )
+    computed: list[int] = []
+
+    def sums(*given: Any, **more: Any) -> np.ndarray:
+        computed.append(1)
+        return np.arange(22, dtype=np.float32).reshape(11, 2)
+
+    monkeypatch.setattr(setup, "reference_sums", sums)
+    base = setup.Base(policy, made.plan().model, {}, tmp_path, None, {})
+
+    def found() -> list[list[float]]:
+        array = setup.cached_reference(config, base, made.plan(), examples, tmp_path, made.one_device())
+        assert array is not None
+        return array.tolist()
+
+    whole = found()
+    assert (found(), computed) == (whole, [1])
+    flip(tmp_path / "reference" / setup.LOGPS)
+    assert (found(), computed) == (whole, [1, 1])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "log-probabilities are computed anew" in said and setup.LOGPS in said
+    assert (found(), computed) == (whole, [1, 1])
 
 
 def test_the_key_names_what_the_states_depend_on(examples: Examples, policy: Policy) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sla_jax.checkpoint.staging import SUMS, damage
 from sla_jax.errors import UserError
 from sla_jax.text import load_tokenizer
 from sla_jax.training import data as reading
@@ -21,6 +22,7 @@ from sla_jax.training.data import load_examples
 from sla_jax.training.data_config import DataConfig, SourceConfig, Task
 from sla_jax.training.examples import Examples, exact_text
 from sla_jax.training.sources import mix_rows, open_sources
+from tests.damage import flip
 
 GOOD = {"prompt": "hello there", "chosen": "good answer", "rejected": "bad answer"}
 
@@ -311,6 +313,23 @@ def test_a_killed_run_leaves_no_cache(tmp_path: Path, load: Session, monkeypatch
     monkeypatch.setattr(Examples, "save", save)
     assert len(load(**fields)) == 3
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".lock"]
+
+
+def test_a_cache_that_was_damaged_is_named_and_made_anew(tmp_path: Path, load: Session, parsed: Counter[str]) -> None:
+    fields: dict[str, Any] = {"cache": str(tmp_path / "cache"), "files": (write(tmp_path / "a.jsonl", *rows(3)),)}
+    whole = load(**fields).fingerprint()
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    once = parsed["parsed"]
+    for name in ("tokens.npy", "facts.json", SUMS):
+        flip(folder / name)
+        load.said.clear()
+        assert load(**fields).fingerprint() == whole
+        assert any("the token cache is made anew" in said and name in said for said in load.said)
+    (folder / SUMS).unlink()  # an older release's
+    load(**fields)
+    assert parsed["parsed"] == 5 * once and damage(folder) is None
+    load(**fields)
+    assert parsed["parsed"] == 5 * once
 
 
 def test_a_second_writer_waits_for_the_first(tmp_path: Path, load: Session, parsed: Counter[str]) -> None:

@@ -165,7 +165,11 @@ def test_another_scorer_scores_the_same_answers(
     monkeypatch.setattr(onpolicy, "answer", None)
     short = ScorerConfig(kind="python", function="shortest:score")
     saved = (out / "pairs.yaml").read_text()
-    (out / "pairs.yaml").write_text(saved.replace(str(finished), str(out)))
+    edited = saved.replace(str(finished), str(out))
+    (out / "pairs.yaml").write_text(edited)
+    with pytest.raises(UserError, match=r"pairs\.yaml: it is damaged: .* if you changed it yourself"):
+        make_pairs(config)
+    (out / "pairs.yaml").write_text(edited.rpartition("# ")[0])
     pairs = lines(make_pairs(dataclasses.replace(config, scorers=(short,), min_margin=1.0)) / "pairs.jsonl")
     assert pairs and all(len(pair["chosen"]) < len(pair["rejected"]) for pair in pairs)
     assert {pair["provenance"]["scorer"] for pair in pairs} == {"shortest:score"}

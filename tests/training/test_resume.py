@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from sla_jax.errors import UserError
 from sla_jax.training import resume
 from sla_jax.training.resume import METRICS, Log, Steps
+from tests.damage import flip
 
 GO_ON = "run the same command again: it goes on from its last saved step"
 TREE = {"a": jnp.arange(3.0)}
@@ -156,6 +158,43 @@ def test_a_log_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch: 
             log.write("train", 1, {"loss": 1.0})
         with pytest.raises(UserError, match="No space left on device"):
             log.close()
+
+
+@pytest.mark.parametrize("line", [1, 2])
+def test_a_line_of_the_log_that_was_damaged_is_named(tmp_path: Path, line: int) -> None:
+    log = Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write("train", step, {"loss": 0.5 * step, "seconds": math.nan})
+    log.close()
+    whole = (tmp_path / METRICS).read_text()
+    Log(tmp_path, 2).close()
+    assert (tmp_path / METRICS).read_text() == "".join(whole.splitlines(keepends=True)[:2])
+    for name in (METRICS, "metrics.crc32"):
+        file = tmp_path / name
+        before = file.read_bytes()
+        flip(file, sum(len(one) + 1 for one in before.split(b"\n")[: line - 1]) + 5)
+        with pytest.raises(UserError, match=rf"{METRICS}, line {line} is damaged: .* or delete metrics\.crc32"):
+            Log(tmp_path, 2)
+        file.write_bytes(before)
+    edited = whole.replace("0.5", "0.25")
+    (tmp_path / METRICS).write_text(edited)
+    (tmp_path / "metrics.crc32").unlink()
+    Log(tmp_path, 3).close()
+    assert (tmp_path / METRICS).read_text() == edited and len((tmp_path / "metrics.crc32").read_text()) == 27
+
+
+def test_a_log_that_was_killed_between_a_sum_and_its_line_goes_on(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    log.write("train", 1, {"loss": 0.5})
+    log.close()
+    with (tmp_path / "metrics.crc32").open("a") as file:
+        file.write("01234567\n0123")
+    for step in (2, 3):
+        log = Log(tmp_path, step - 1)
+        log.write("train", step, {"loss": 0.5})
+        log.close()
+    assert [line["step"] for line in written(tmp_path)] == [1, 2, 3]
+    assert len((tmp_path / "metrics.crc32").read_text().splitlines()) == 3
 
 
 # ---- the states ----

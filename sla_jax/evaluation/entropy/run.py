@@ -22,8 +22,9 @@ from sla_jax.evaluation.entropy.rows import read_counted, row
 from sla_jax.evaluation.entropy.texts import Source, Text
 from sla_jax.evaluation.entropy.tokens import Tokens, names, tokenized
 from sla_jax.evaluation.settings import first_difference
-from sla_jax.files import append_lines, drop_cut_line, json_line, read_object, read_pieces, write_text
+from sla_jax.files import append_lines, drop_cut_line, own_line, read_object, read_pieces, write_object, write_text
 from sla_jax.loading import Loaded
+from sla_jax.locks import one_writer
 from sla_jax.text import DAY, check_vocabulary
 
 FORMAT = 1
@@ -49,8 +50,9 @@ def measure(config: EntropyConfig, model: Loaded, fingerprint: str, tell: Tell) 
     total = sum(1 for _ in source)
     if not total:
         raise UserError(f"there is no text in {', '.join(config.data) or config.dataset}.")
-    done = _opened(config, _settings(config, reader, fingerprint, source.fingerprint()))
-    _append(config, model, reader, source, done, total, tell)
+    with one_writer(config.out, config.out.with_name(f".{config.out.name}.lock")):
+        done = _opened(config, _settings(config, reader, fingerprint, source.fingerprint()))
+        _append(config, model, reader, source, done, total, tell)
     found = figures(read_counted(config.out))
     if config.json is not None:
         said = {"settings": _read(settings_path(config.out)), **as_json(found)}
@@ -79,7 +81,7 @@ def _append(
         tokens = [_tokens(model, text) for text in block]
         readings = reader.read([one.ids for one in tokens])
         new = list(zip(block, tokens, readings, strict=True))[-len(missing) :]
-        append_lines(config.out, (json_line(row(*one, pieces, top=config.top)) for one in new))
+        append_lines(config.out, (own_line(row(*one, pieces, top=config.top)) for one in new))
         read += sum(len(one.ids) for one in tokens)
         tell(begin + len(block), total, f"texts  {read:,} tokens")
 
@@ -127,7 +129,7 @@ def _opened(config: EntropyConfig, settings: dict[str, Any]) -> int:
             f"{out} holds rows of other settings ({difference}). Give --out another file, or --overwrite to delete "
             "these."
         )
-    write_text(beside, json.dumps(settings, indent=2) + "\n")
+    write_object(beside, settings, indent=2)
     return done
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
-from sla_jax.files import json_line, read_rows, write_text
+from sla_jax.files import own_line, read_rows, write_text
+from sla_jax.locks import one_writer
 
 DESCRIPTION = "data.json"
 
@@ -75,6 +76,11 @@ class PairRow(NamedTuple):
 
 def write_judge_data(config: JudgeData) -> dict[str, Any]:
     """Write OUT; returns what data.json says. Raises UserError naming file and row."""
+    with one_writer(Path(config.out)):
+        return _write(config)
+
+
+def _write(config: JudgeData) -> dict[str, Any]:
     taken = {one.key for file in config.channel for one in read_prompts(file)}
     out, about = Path(config.out), dict[str, Any]()
     for source in config.sources:
@@ -85,7 +91,7 @@ def write_judge_data(config: JudgeData) -> dict[str, Any]:
         if not kept or all(parts) or not any(parts):
             raise UserError(f"{source.file} leaves {len(kept)} pairs of other prompts than the channel's: too few.")
         split = [one.row | {"split": "test" if part else "train"} for one, part in zip(kept, parts, strict=True)]
-        write_text(out / f"{source.stem}.jsonl", "".join(map(json_line, split)))
+        write_text(out / f"{source.stem}.jsonl", "".join(map(own_line, split)))
         about[source.stem] = {
             "file": Path(source.file).name,
             "sha256": digest(source.file),

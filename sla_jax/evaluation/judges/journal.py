@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.rows import rows_of
-from sla_jax.files import append_lines, drop_cut_line, json_line, write_text
+from sla_jax.files import append_lines, drop_cut_line, own_line, write_text
 
 
 class Journal:
@@ -23,7 +23,7 @@ class Journal:
         drop_cut_line(path)
         if path.exists():
             for field, row in rows_of(path):
-                self._add(field.text("id"), json_line(row), field.place, source)
+                self._add(field.text("id"), own_line(row), field.place, source)
 
     def _add(self, name: str, text: str, where: str, source: Path) -> None:
         if name in self.lines:

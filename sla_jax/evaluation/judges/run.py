@@ -1,5 +1,6 @@
 """`eval.py judge`: every judge on every method's answers, into OUT/judgements, as often as it takes.
 
+OUT/judgements/JUDGE/.lock                                    held by the program that writes here, while it does
 OUT/judgements/JUDGE/judge.json                               kind, label, what its judgements depend on
 OUT/judgements/JUDGE/BENCHMARK/METHOD.jsonl                   {id, scores, score, details}
 OUT/judgements/JUDGE/BENCHMARK/METHOD.vs.BASELINE.jsonl       {id, baseline, winner, details} of judges of pairs
@@ -10,7 +11,6 @@ all that it said has been written.
 """
 
 import hashlib
-import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +27,8 @@ from sla_jax.evaluation.judges.protocol import Judge, PairJudge
 from sla_jax.evaluation.judges.scoring import Task, score_set
 from sla_jax.evaluation.rows import ANSWERS, check_ids, read_answers
 from sla_jax.evaluation.settings import VERSUS, completed, first_difference, joined
-from sla_jax.files import json_line, read_object, write_text
+from sla_jax.files import own_line, read_object, write_object, write_text
+from sla_jax.locks import one_writer
 from sla_jax.progress import bar
 
 JUDGEMENTS, DESCRIPTION = "judgements", "judge.json"
@@ -45,22 +46,25 @@ def run_judges(run: JudgeRun, make: Make = make_judge) -> list[str]:
         if not mine:
             sets = sorted({path.parent.name for path in files})
             raise UserError(f"the judge {config.folder!r} has no answers to judge; the run's sets: {', '.join(sets)}.")
-        describe(folder, config, settings)
-        tasks = [_task(config, path, folder) for path in mine]
-        if config.kind == "alpaca_eval":
-            said += [line for task in tasks for line in _exchange(config, task)]
-            continue
-        todo, total = (sum(count(task) for task in tasks) for count in (_missing, _all))
-        judge = make(config) if todo else None
-        done = total - todo
-        with bar(config.folder) as tell:
-            for note, judged in _judge(judge, tasks, run.batch) if judge is not None else ():
-                done += judged
-                tell(done, total, note)
-        for task in tasks:
-            task.journal.settle()
-        said.append(f"{config.folder} ({config.said}): {todo} judged now, {total} in all")
+        with one_writer(folder):
+            describe(folder, config, settings)
+            said += _run_judge(config, [_task(config, path, folder) for path in mine], run.batch, make)
     return said
+
+
+def _run_judge(config: JudgeConfig, tasks: Sequence[Task], batch: int, make: Make) -> list[str]:
+    if config.kind == "alpaca_eval":
+        return [line for task in tasks for line in _exchange(config, task)]
+    todo, total = (sum(count(task) for task in tasks) for count in (_missing, _all))
+    judge = make(config) if todo else None
+    done = total - todo
+    with bar(config.folder) as tell:
+        for note, judged in _judge(judge, tasks, batch) if judge is not None else ():
+            done += judged
+            tell(done, total, note)
+    for task in tasks:
+        task.journal.settle()
+    return [f"{config.folder} ({config.said}): {todo} judged now, {total} in all"]
 
 
 def _exchange(config: JudgeConfig, task: Task) -> list[str]:
@@ -72,7 +76,7 @@ def _exchange(config: JudgeConfig, task: Task) -> list[str]:
     if annotations is None:
         return [f"{config.folder}: now run {shlex.join(words)} --annotators_config NAME, then this again"]
     found = alpaca.read_annotations(annotations, task.answers, task.baseline)
-    write_text(task.journal.path, "".join(json_line(one._asdict()) for one in found))
+    write_text(task.journal.path, "".join(own_line(one._asdict()) for one in found))
     return [f"{config.folder} ({config.said}): {len(found)} judgements taken from {annotations}"]
 
 
@@ -102,8 +106,7 @@ def describe(folder: Path, config: JudgeConfig, answers: dict[str, Any]) -> None
                 )
         answers = joined(old["answers"], answers)
     new = {"kind": config.kind, "label": config.said, "settings": settings, "answers": answers}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    write_object(path, new)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -161,4 +164,4 @@ def _compare(judge: PairJudge, task: Task, number: int) -> None:
         found = judge.compare(task.answers[number], task.baseline[number])
     except UserError as error:
         raise UserError(f"{task.source}, line {number + 1}: {error}") from None
-    task.journal.append([(found.id, json_line(found._asdict()))])
+    task.journal.append([(found.id, own_line(found._asdict()))])

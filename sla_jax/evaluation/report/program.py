@@ -19,6 +19,7 @@ from sla_jax.evaluation.report.plots import Picture, draw
 from sla_jax.evaluation.report.statistics import Draws
 from sla_jax.evaluation.report.tables import Table, as_csv, markdown
 from sla_jax.files import read_text, replacing, write_text
+from sla_jax.locks import one_writer
 
 Named = TypeVar("Named", Table, Picture)
 INDEPENDENT = "independent"
@@ -43,16 +44,16 @@ def report(config: ReportConfig) -> Path:
         pictures=chosen("picture", made.pictures, config.pictures),
     )
     folder = config.out / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {one.name: draw(one, folder) for one in made.pictures}
-    for table in made.tables:
-        write_text(folder / f"{table.name}.csv", as_csv(table))
-    write_text(folder / "latex.txt", made.latex)
-    write_text(folder / "report.md", as_markdown(made))
-    whole = page.html(made.title, made.about, made.tables, made.pictures, files)
-    write_text(folder / "index.html", whole)
-    if config.page is not None:
-        put_on_page(config.page, config.out.resolve().name, on_page, folder)
+    with one_writer(folder):
+        files = {one.name: draw(one, folder) for one in made.pictures}
+        for table in made.tables:
+            write_text(folder / f"{table.name}.csv", as_csv(table))
+        write_text(folder / "latex.txt", made.latex)
+        write_text(folder / "report.md", as_markdown(made))
+        whole = page.html(made.title, made.about, made.tables, made.pictures, files)
+        write_text(folder / "index.html", whole)
+        if config.page is not None:
+            put_on_page(config.page, config.out.resolve().name, on_page, folder)
     return folder / "index.html"
 
 
