@@ -23,7 +23,7 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 LEVELS = (
     {"errors", "xla"},
     {"files"},
-    {"config", "text", "sharding", "topology", "progress", "machine"},
+    {"config", "text", "sharding", "topology", "progress", "machine", "web", "client"},
     {"model"},
     {"decode", "checkpoint"},
     {"loading"},
