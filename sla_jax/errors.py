@@ -10,6 +10,8 @@ import errno
 import sys
 from collections.abc import Callable, Iterable
 
+from sla_jax.escape import printable
+
 
 class UserError(Exception):
     """What came, what was expected and what to do about it, in one paragraph."""
@@ -68,7 +70,7 @@ def front_door(main: Callable[[list[str]], None], argv: list[str] | None = None)
         said = for_the_user(error)
         if debug or said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

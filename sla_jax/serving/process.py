@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from sla_jax.errors import UserError, for_the_user
+from sla_jax.escape import printable
 from sla_jax.serving.http import Pages, create_app
 from sla_jax.serving.jobs import Worker
 from sla_jax.serving.metrics import Metrics
@@ -194,7 +195,7 @@ class Process:
 
 def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: Pages | None = None) -> NoReturn:
     """Serve a model, and `pages` beside it, until a signal or a failure, and exit."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logging.getLogger("sla_jax").setLevel(logging.INFO)
     slots = {profile.name: profile.slots for profile in config.profiles}
     metrics = Metrics(slots, config.name)
@@ -207,6 +208,21 @@ def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: P
     if service.gone(1.0):
         sys.exit(code)
     leave(code)
+
+
+class Lines(logging.Formatter):
+    """The log's lines; what a client wrote moves no cursor of who reads them in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level and message."""
+        return printable(super().format(record))
+
+
+def log_handler() -> logging.Handler:
+    """What writes the log: to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 @contextlib.contextmanager
