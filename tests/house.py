@@ -17,7 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DOORS = ("train", "serve", "eval", "convert", "generate")
 CODE = ("sla_jax", "benchmarks", "tests", *(f"{door}.py" for door in DOORS))
-TEXT = (*CODE, "configs", "docs", "channels", ".ci", "Makefile", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+TEXT = (
+    *CODE,
+    "configs",
+    "docs",
+    "channels",
+    ".ci",
+    "Makefile",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 FILE_LINES, FUNCTION_LINES = 400, 60
 # what may be imported inside the project: a module of a level may import lower levels, and its own package
 LEVELS = (
