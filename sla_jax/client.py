@@ -177,11 +177,12 @@ class _Deadline:
             self._held.clear()
 
     def hold(self, connection: socket.socket) -> None:
-        """Take charge of a connection: of a second handle of it, as TLS takes the first one away."""
+        """Take charge of a connection: of a second handle of it, as TLS takes the first one away. Raises TimeoutError if
+        its time is up already."""
         with self._lock:
+            if self.reason is not None:
+                raise TimeoutError(self.reason)
             self._held.append(connection.dup())
-        if self.reason is not None:
-            self._cut()
 
     def _cut(self) -> None:
         with self._lock:

@@ -58,7 +58,7 @@ def _chips() -> bool:
 def _workers() -> str:
     """The addresses of all hosts of a TPU VM's slice, "" where nobody says."""
     try:
-        answer = client.send(WORKERS, headers={"Metadata-Flavor": "Google"}, timeout=2, limit=2**16)
+        answer = client.send(WORKERS, headers={"Metadata-Flavor": "Google"}, timeout=2.0, limit=2**16)
     except client.Unreachable:
         return ""
     return answer.body.decode(errors="replace") if answer.status == 200 else ""
