@@ -177,8 +177,9 @@ class _Deadline:
             self._held.clear()
 
     def hold(self, connection: socket.socket) -> None:
-        """Take charge of a connection: of a second handle of it, as TLS takes the first one away. Raises TimeoutError if
-        its time is up already."""
+        """Take charge of a connection: of a second handle of it, as TLS takes the first one away.
+
+        Raises TimeoutError if its time is up already."""
         with self._lock:
             if self.reason is not None:
                 raise TimeoutError(self.reason)

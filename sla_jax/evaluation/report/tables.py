@@ -49,8 +49,13 @@ def text(cell: Cell, form: str) -> str:
 def markdown(table: Table) -> str:
     """Heading, table and note."""
     aligned = ["---" if isinstance(cell, str) else "---:" for cell in (table.rows[0] if table.rows else ())]
-    lines = [[column.name for column in table.columns], aligned or ["---"] * len(table.columns), *table.texts]
-    body = "\n".join("| " + " | ".join(map(escape.markdown, line)) + " |" for line in lines)
+    names = [escape.markdown(column.name) for column in table.columns]
+    rows = [
+        [escape.markdown(cell) if isinstance(cell, str) else shown for cell, shown in zip(row, texts, strict=True)]
+        for row, texts in zip(table.rows, table.texts, strict=True)
+    ]
+    lines = [names, aligned or ["---"] * len(names), *rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"### {escape.markdown(table.title)}\n\n{body}\n\n{escape.markdown(table.note)}\n"
 
 
