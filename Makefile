@@ -1,26 +1,33 @@
-# Every target makes `.venv` itself and installs only what it needs; constraints.txt pins the versions.
+# Every target makes `.venv` itself and installs only what it needs, wheels alone, each of which has a hash of
+# requirements/*.txt; constraints.txt pins the versions. Torch is the exception: CONTRIBUTING.md says why.
 #   make demo         a real small model answers, greedy and by search, streamed side by side (first run: a few minutes)
 #   make serve        the same model behind an OpenAI-compatible API (ARGS='--port 9000', CONFIG=FILE)
 #   make test         the test suite          make lint         ruff, formatter, mypy, the house's rules
 #   make eval-smoke   8 prompts × 4 methods, answered, judged and reported on: runs/eval/smoke/report/index.html
 #   make check-slow   the real model against a naive PyTorch search           make bench      measured numbers
 #   make tpu-check    compile the TPU programs for real slices, without a TPU     make setup    everything, for developing
+#   make lock         write requirements/*.txt anew from constraints.txt     make licences     of all that is installed
 # demo, bench and tpu-check take flags: make bench ARGS=--write-docs; demo takes PROMPT='…' too
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help setup demo serve eval-smoke jetstream test check-slow tpu-check libtpu lint bench clean
+.PHONY: help setup demo serve eval-smoke jetstream test check-slow tpu-check libtpu lint bench lock licences clean
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-LOCK := pyproject.toml constraints.txt | $(BIN)/python
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+HASHED := $(PIP) --no-deps --only-binary :all: --require-hashes
+LOCK := pyproject.toml constraints.txt $(wildcard requirements/*.txt) | $(BIN)/python
+# the lists of these extras, then the project itself, which is built by what was just installed
+install = $(HASHED) $(patsubst %,--requirement requirements/%.txt,build core $(1)) && $(PIP) --no-deps --no-build-isolation --editable .
 CHANNEL := channels/smollm2-onpolicy/channel.safetensors
 CHECKPOINT := .cache/smollm2
 # named after the channel: a checkpoint that an earlier make gave another one is imported anew
 IMPORTED := $(CHECKPOINT)/.stamp-$(notdir $(CHANNEL:%/channel.safetensors=%))
 LIBTPU := .cache/libtpu
-# its own requirements pin a stack that cannot stand beside ours
-JETSTREAM := google-jetstream==0.2.2 grpcio==1.85.1
+TORCH := torch==2.13.0
+UV := .cache/uv
+COMPILE := $(UV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--constraints constraints.txt --custom-compile-command 'make lock'
 CONFIG ?= configs/serve/smollm2.yaml
 PROMPT ?= Suggest a simple dinner for tonight.
 # the first python3 that the project supports; `make PYTHON=/path/to/python3.12 …` overrules it
@@ -39,33 +46,33 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.stamp-demo: $(LOCK)
-	$(PIP) --editable '.[gguf]'
+	$(call install,gguf)
 	touch $@
 
 .venv/.stamp-lint: $(LOCK)
-	$(PIP) --editable '.[serve,gguf,dev]'
+	$(call install,serve gguf dev)
 	touch $@
 
 .venv/.stamp-test: $(LOCK)
-	$(PIP) --editable '.[serve,gguf,eval,test]' torch==2.13.0
-	$(PIP) --no-deps $(JETSTREAM)
+	$(call install,serve gguf eval test torch jetstream)
+	$(PIP) --constraint constraints.txt $(TORCH)
 	touch $@
 
 .venv/.stamp-serve: $(LOCK)
-	$(PIP) --editable '.[serve,gguf]'
+	$(call install,serve gguf)
 	touch $@
 
 .venv/.stamp-jetstream: .venv/.stamp-serve
-	$(PIP) --no-deps $(JETSTREAM)
+	$(HASHED) --requirement requirements/jetstream.txt
 	touch $@
 
 .venv/.stamp-eval: $(LOCK)
-	$(PIP) --editable '.[gguf,eval]'
+	$(call install,gguf eval)
 	touch $@
 
 $(LIBTPU)/.stamp: $(LOCK)
 	rm -rf $(LIBTPU)
-	$(PIP) --no-deps --target $(LIBTPU) 'libtpu==0.0.42.*'
+	$(HASHED) --target $(LIBTPU) --requirement requirements/libtpu.txt
 	touch $@
 
 $(IMPORTED): $(CHANNEL) .venv/.stamp-demo
@@ -109,6 +116,25 @@ lint: .venv/.stamp-lint
 
 bench: .venv/.stamp-test
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+$(UV)/.stamp: | $(BIN)/python
+	$(PIP) --no-deps --target $(UV) uv==0.13.9
+	touch $@
+
+# core: what the project needs; an extra's list: what it needs beyond that; torch: what it needs beyond the test's;
+# build: what builds the project
+lock: $(UV)/.stamp
+	$(COMPILE) pyproject.toml --output-file requirements/core.txt
+	for extra in serve gguf eval test dev; do \
+		$(COMPILE) --extra $$extra --excludes <(echo torch) $$(sed -n 's/==.*//p' requirements/core.txt | sed 's/^/--no-emit-package /') \
+			pyproject.toml --output-file requirements/$$extra.txt; done
+	echo networkx | $(COMPILE) --no-deps - --output-file requirements/torch.txt
+	echo setuptools | $(COMPILE) - --output-file requirements/build.txt
+	echo libtpu | $(COMPILE) --no-deps - --output-file requirements/libtpu.txt
+	printf '%s\n' google-jetstream==0.2.2 grpcio==1.85.1 | $(COMPILE) --no-deps - --output-file requirements/jetstream.txt
+
+licences: .venv/.stamp-lint .venv/.stamp-test
+	$(BIN)/python -m tests.licences
 
 clean:
 	rm -rf .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sla_jax.errors import UserError, front_door, nearest
+from sla_jax.escape import printable
 from sla_jax.text import tokens_beyond
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> None:
         else:
             checkpoint.export_checkpoint(command.src, command.dst, dtype=command.dtype, report=report)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     print(f"wrote {command.dst}")
 
 
@@ -152,7 +153,7 @@ def show(found: "Info") -> None:
     sizes = {name: math.prod(param.shape) for name, param in found.params.items()}
     table = Table("", "", show_header=False)
     for name, value in facts(found, sizes).items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(printable(value)))
     shapes = Table("parameter", "shape", "size", "type")
     for name, param in found.params.items():
         shapes.add_row(name, " × ".join(map(str, param.shape)), f"{sizes[name]:,}", str(param.dtype))

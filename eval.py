@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from sla_jax.config import parse
 from sla_jax.errors import UserError, front_door, nearest
+from sla_jax.escape import printable
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def replay(argv: list[str]) -> None:
     from sla_jax.trace.report import replayed
 
     said, good = replayed(config)
-    print(said)
+    print(printable(said))
     if not good:
         sys.exit(1)
 

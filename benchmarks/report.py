@@ -11,7 +11,9 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from sla_jax import escape
 from sla_jax.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,9 +26,9 @@ def show(title: str, rows: Rows) -> None:
     """Print rows (column → text) as a table."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(Text(column), justify="right" if i else "left", no_wrap=not i)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(Text(escape.printable(cell)) for cell in row.values()))
     Console(width=max(Console().width, WIDTH)).print(table)
 
 
@@ -34,7 +36,8 @@ def markdown(title: str, rows: Rows) -> str:
     """The same table for a page."""
     columns = list(rows[0])
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *([row[c] for c in columns] for row in rows)]
-    return f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = "\n".join("| " + " | ".join(map(escape.markdown, line)) + " |" for line in lines)
+    return f"**{escape.markdown(title)}**\n\n{body}"
 
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable
 
+from sla_jax.escape import printable
+
 LONGEST = 4000  # characters of an error's wording
 CLOSE = 0.6  # of difflib's ratio, 2 × (letters that two names share) / (letters of both)
 LONGEST_NAME, COMPARED = 200, 5000  # characters of a name that may be meant; how many are compared
@@ -95,7 +97,7 @@ def front_door(main: Callable[[list[str]], None], argv: list[str] | None = None)
         said = for_the_user(error)
         if debug or said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -9,6 +9,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sla_jax.escape import printable
+
 Tell = Callable[[int, int, str], None]
 EVERY = 60.0  # seconds between lines where there is no terminal
 
@@ -20,7 +22,7 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """One line on stderr."""
-    console().print(message, markup=False)
+    console().print(printable(message), markup=False)
 
 
 @contextlib.contextmanager
@@ -36,11 +38,11 @@ def bar(title: str) -> Iterator[Tell]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=shown) as progress:
         task = progress.add_task(title, total=None, note="")
-        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=printable(note))
 
 
 def lines(title: str, write: Callable[[str], None], clock: Callable[[], float]) -> Tell:

@@ -1,6 +1,7 @@
 """An answer in the terminal: plain text, JSON lines, or two answers side by side with rewards as colour.
 
-Text and JSON go to standard output, everything said about them to standard error.
+Text and JSON go to standard output, everything said about them to standard error. What a model writes moves no cursor
+of the terminal (`escape.printable`); into a file or a pipe goes the text as it is.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from sla_jax.decode.dvts import DVTS
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.decode.step_beam import StepBeam
+from sla_jax.escape import printable
 from sla_jax.files import write_text
 from sla_jax.text import TextStream
 
@@ -116,7 +118,7 @@ def print_stream(chunks: Iterable[Chunk], column: "Column | None" = None) -> Non
             if chunk.text:
                 status.stop()
             status.update(f"{chunk.alive} candidates alive, {chunk.usage.explored_tokens} tokens explored")
-            print(chunk.text, end="", flush=True)
+            print(printable(chunk.text) if sys.stdout.isatty() else chunk.text, end="", flush=True)
     print(flush=True)
     Console(file=sys.stderr).print(tally.line(), style="dim", highlight=False, soft_wrap=True)
 
@@ -178,7 +180,8 @@ def save_picture(columns: Mapping[str, "Column"], path: Path, *, title: str) -> 
     console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(_table(columns))
     console.print(LEGEND, style="dim")
-    write_text(path, re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL))
+    picture = console.export_svg(title=printable(title))
+    write_text(path, re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
 
 
 class Column:
@@ -194,10 +197,10 @@ class Column:
         """Take one chunk that took `seconds`."""
         self.tally.add(chunk, seconds)
         pairs = zip(chunk.token_ids, chunk.rewards, strict=True)
-        self.pieces += [(self.stream.push([token]), reward) for token, reward in pairs]
+        self.pieces += [(printable(self.stream.push([token])), reward) for token, reward in pairs]
         self.done = chunk.finish_reason is not None
         if self.done and self.pieces:
-            self.pieces.append((self.stream.finish(), self.pieces[-1][1]))
+            self.pieces.append((printable(self.stream.finish()), self.pieces[-1][1]))
 
     def render(self, low: float, high: float) -> Panel:
         """The panel, coloured on the scale low…high."""

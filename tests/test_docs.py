@@ -28,6 +28,7 @@ from tests.serving.background import Background
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted(ROOT.glob("docs/*.md")),
     *ROOT.glob("channels/*/README.md"),
 ]

@@ -1,31 +1,23 @@
 """Answers from a server that speaks OpenAI's chat completions; serve.py also tells candidates, rewards and costs.
 
 A request is sent again, after a pause that doubles or as long as Retry-After says, when the server is unreachable, busy
-or failing. What it refuses is an error at once. Nothing but the standard library is needed.
+or failing. What it refuses is an error at once. `sla_jax.client` says what is not believed of a server.
 """
 
 import dataclasses
 import functools
-import http.client
 import json
-import math
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sla_jax import client
 from sla_jax.decode.methods import METHODS, Trees
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.evaluation.answering import Ask, Reply
 from sla_jax.evaluation.settings import MethodConfig, ServerConfig
-from sla_jax.files import whole_characters
 from sla_jax.text import NO_VARIABLES
-
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that may pass
-LONGEST_PAUSE = 60.0
-UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 class Remote:
@@ -54,7 +46,10 @@ class Remote:
         """Those of the profile, if the method names one; else only what is asked for is known."""
         if method.profile is None:
             return dict(method.options)
-        return dict(self._entry(f":{method.profile}")["search"]["options"])
+        search = self._entry(f":{method.profile}").get("search")
+        if not isinstance(search, dict) or not isinstance(search.get("options"), dict):
+            raise UserError(f"{self.config.url} says nothing of the options of its profile {method.profile}.")
+        return dict(search["options"])
 
     def check(self, ask: Ask) -> None:
         """Nothing is known before it is tried."""
@@ -82,34 +77,37 @@ class Remote:
         reason, wait = "", 0.0
         for attempt in range(self.config.retries + 1):
             if attempt:
-                self._pause(max(wait, min(2.0 ** (attempt - 1), LONGEST_PAUSE)))
+                self._pause(max(wait, min(2.0 ** (attempt - 1), client.LONGEST_PAUSE)))
             try:
-                return self._send(url, body)
-            except urllib.error.HTTPError as error:
-                reason, wait = _said(error), _retry_after(error)
-                if error.code not in AGAIN:
-                    raise UserError(f"{url} refused a request ({error.code}): {reason}") from None
-                reason = f"it answers {error.code}: {reason}"
-            except UNREACHABLE as error:
-                reason, wait = f"{getattr(error, 'reason', None) or error!r}", 0.0
+                found = self._send(url, body)
+            except client.Unreachable as error:
+                reason, wait = str(error), 0.0
+                continue
+            if 200 <= found.status < 300:
+                return _value(url, found)
+            if found.status not in client.AGAIN:
+                raise UserError(f"{url} refused a request ({found.status}): {found.said}")
+            reason, wait = f"it answers {found.status}: {found.said}", found.retry_after
         times = "once" if self.config.retries == 0 else f"{self.config.retries + 1} times"
         raise UserError(
             f"{url} gives no answer, tried {times}: {reason.rstrip('.')}. Is the server running, and is "
             "server.url right?"
         )
 
-    def _send(self, url: str, body: Mapping[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.config.key is not None:
-            headers["Authorization"] = f"Bearer {self.config.key}"
-        data, method = (None, "GET") if body is None else (json.dumps(body).encode(), "POST")
-        request = urllib.request.Request(url, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
-            text = response.read()
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise UserError(f"{url} answers what is no JSON: {text[:80]!r}. Is server.url right?") from None
+    def _send(self, url: str, body: Mapping[str, Any] | None) -> client.Answer:
+        headers = {"Content-Type": "application/json", **client.authorization(self.config.key)}
+        data = None if body is None else json.dumps(body).encode()
+        return client.send(url, data, headers, timeout=self.config.timeout)
+
+
+def _value(url: str, found: client.Answer) -> Any:
+    """The JSON of an answer. Raises UserError."""
+    try:
+        return client.value_of(found)
+    except ValueError as error:
+        raise UserError(
+            f"{url} answers what is no JSON ({str(error)[:80]}): {found.body[:80]!r}. Is server.url right?"
+        ) from None
 
 
 # ---- what is asked ----
@@ -151,56 +149,68 @@ def reply_of(config: ServerConfig, found: Any, seconds: float) -> Reply:
         choice = found["choices"][0]
         text, finish = choice["message"]["content"], choice["finish_reason"]
     except (KeyError, IndexError, TypeError):
-        shown = json.dumps(found, ensure_ascii=False)[:120]
-        raise UserError(f"{config.url} answers without choices[0].message.content or .finish_reason: {shown}") from None
+        raise UserError(
+            f"{config.url} answers without choices[0].message.content or .finish_reason: {_shown(found)}"
+        ) from None
     if not isinstance(text, str | None) or not isinstance(finish, str):
-        raise UserError(f"{config.url} answers with the content {text!r} and the finish_reason {finish!r}.")
-    tokens = list(choice.get("token_ids") or [])
-    rewards = [reward for round_ in choice.get("search") or [] for reward in round_.get("rewards") or []]
-    if not all(isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards):
+        raise UserError(f"{config.url} answers with the content {_shown(text)} and the finish_reason {finish!r:.80}.")
+    try:
+        tokens = [_whole_number(token) for token in choice.get("token_ids") or []]
+        rewards = [reward for round_ in choice.get("search") or [] for reward in round_.get("rewards") or []]
+        candidates = [_candidate(one) for one in choice.get("candidates") or []]
+        cost = _cost(found, seconds)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{config.url} tells of a search what cannot be read ({error!r:.120}): {_shown(choice)}"
+        ) from None
+    if not all(_is_number(reward) for reward in rewards):
         raise UserError(f"{config.url} tells a reward that is no number; a channel with such weights measures nothing.")
     if rewards and len(rewards) != len(tokens):
         raise UserError(f"{config.url} tells {len(rewards)} rewards of {len(tokens)} tokens.")
-    candidates = [_candidate(one) for one in choice.get("candidates") or []]
-    return Reply(
-        whole_characters(text or ""),
-        tokens,
-        finish,
-        [float(x) for x in rewards],
-        _cost(found, seconds),
-        candidates or None,
-    )
+    return Reply(text or "", tokens, finish, [float(x) for x in rewards], cost, candidates or None)
 
 
 def _cost(found: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """serve.py's account, or what OpenAI's usage says; without the former the seconds are those of the request."""
     told = found["choices"][0].get("cost")
     if told:
-        return dict(told)
+        return {name: _number(value) for name, value in told.items()}
     count = (found.get("usage") or {}).get("completion_tokens")
-    return {"seconds": seconds, **({} if count is None else {"committed_tokens": count})}
+    return {"seconds": seconds, **({} if count is None else {"committed_tokens": _whole_number(count)})}
 
 
 def _candidate(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "text": whole_characters(one["text"]),
-        "score": one["score"],
-        "step_scores": list(one.get("step_scores") or []),
-        "finish": one["finish"],
-        "n_tokens": one["n_tokens"],
+        "text": _text(one["text"]),
+        "score": None if one["score"] is None else _number(one["score"]),
+        "step_scores": [_number(score) for score in one.get("step_scores") or []],
+        "finish": _text(one["finish"]),
+        "n_tokens": _whole_number(one["n_tokens"]),
     }
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    """The message of an error object, or the beginning of what came."""
-    with error:
-        text = error.read().decode("utf-8", "replace")
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200].strip() or error.reason
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    value = error.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_PAUSE) if value.isdigit() else 0.0
+def _number(value: Any) -> Any:
+    if not _is_number(value):
+        raise TypeError(f"{value!r:.80} is no number")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, float) or not _is_number(value):
+        raise TypeError(f"{value!r:.80} is no whole number")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what a server says."""
+    return json.dumps(value, ensure_ascii=False)[:120]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 SAID = r"(?:(?:the )?(?:final )?answer(?: is)?|[a-z](?= ?=))"  # "#### Answer: 5", "#### x = 5"
-MARK = re.compile(rf"####[ \t]*{SAID}?[ \t$€£¥₹\\(*=:+~≈]*?({NUMBER.pattern})", re.IGNORECASE)
+MARK = re.compile(rf"####[ \t]*+{SAID}?[ \t$€£¥₹\\(*=:+~≈]*?({NUMBER.pattern})", re.IGNORECASE)
 JOINT = re.compile(r"[\s$]*(?:,|,?\s*(?:and|or)\b)[\s$]*")
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is a character like any other
@@ -63,10 +63,8 @@ def _spelled(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    for pattern in WRAPPED:
-        found = pattern.fullmatch(text)
-        if found:
-            return _unwrapped(found[1].strip())
+    while found := next(filter(None, (pattern.fullmatch(text) for pattern in WRAPPED)), None):
+        text = found[1].strip()
     return text
 
 
@@ -77,13 +75,14 @@ class _Box(NamedTuple):
 
 
 def _boxes(text: str) -> Iterator[_Box]:
-    """Every box that is closed and has something in it, and where it is."""
-    for box in BOX.finditer(text):
-        depth = 1
-        for brace in BRACE.finditer(text, box.end()):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                inside = text[box.end() : brace.start()].strip()
-                if inside:
-                    yield _Box(box.start(), inside, brace.end())
-                break
+    """Every box that is closed and has something in it, and where it is; in one pass, however many are open."""
+    begins = {box.end() - 1: box.start() for box in BOX.finditer(text)}  # by the place of the brace
+    opened, found = list[int](), list[_Box]()
+    for brace in BRACE.finditer(text) if begins else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            place = opened.pop()
+            if place in begins and (inside := text[place + 1 : brace.start()].strip()):
+                found.append(_Box(begins[place], inside, brace.end()))
+    return iter(sorted(found))

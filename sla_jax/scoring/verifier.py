@@ -16,6 +16,7 @@ from sla_jax.scoring.candidate import Candidate
 from sla_jax.scoring.final import NUMBER, marked, plain, reference_answer
 
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+LONGEST = 1000  # characters of a number; Python reads no more than 4300 digits
 QUESTIONS = ("question", "prompt", "problem", "instruction")
 
 
@@ -47,8 +48,8 @@ class Verifier:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in what a text marks as its answer, else in the text, by value; None if there is none, or it
-    divides by zero."""
+    """The last number in what a text marks as its answer, else in the text, by value; None if there is none, it divides
+    by zero, or it is longer than any answer."""
     found = _numbers(marked(text) or "") or _numbers(text)
     return _value(found[-1]) if found else None
 
@@ -59,7 +60,7 @@ def _numbers(text: str) -> list[str]:
 
 def _value(number: str) -> Fraction | None:
     above, _, below = number.replace(",", "").partition("/")
-    if below and not int(below):
+    if len(number) > LONGEST or (below and not int(below)):
         return None
     return Fraction(above) / (int(below) if below else 1)
 

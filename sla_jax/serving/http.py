@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from sla_jax.errors import UserError
-from sla_jax.serving import compat, generation, operations
+from sla_jax.serving import compat, generation, operations, reference
 from sla_jax.serving.backend import Backend
 from sla_jax.serving.complaints import UnknownFields, complaint, model_of
 from sla_jax.serving.errors import ApiError, as_api_error
@@ -30,6 +30,7 @@ from sla_jax.serving.schema import TOKEN_ID
 from sla_jax.serving.settings import ModelInfo, ServeConfig
 from sla_jax.serving.wire import ErrorResponse
 from sla_jax.text import PreTrainedTokenizerBase
+from sla_jax.web import KnownHosts, SafeHeaders
 
 ERRORS = {
     400: "What the request asks for is wrong or not to be had here; the message says what and why.",
@@ -92,6 +93,8 @@ def create_app(
         title="sla-jax",
         version=version,
         description="Look-ahead search, streamed while it searches.",
+        docs_url=None,
+        redoc_url=None,
         middleware=_middleware(config, pages.public if pages else frozenset()),
         dependencies=[Depends(UnknownFields(tokenizer, config.http.strict))],
         responses={status: {"model": ErrorReply, "description": said} for status, said in ERRORS.items()},
@@ -99,6 +102,7 @@ def create_app(
     app.include_router(generation.router(gateway))
     app.include_router(operations.router(gateway, metrics, version))
     app.include_router(compat.router(gateway))
+    _document(app)
     if pages:
         pages.mount(app)
     for kind in (ApiError, UserError, Overloaded, Unavailable):
@@ -108,9 +112,19 @@ def create_app(
     return app
 
 
+def _document(app: FastAPI) -> None:
+    """Add the page of all routes, under both names that FastAPI gives it."""
+
+    @app.get("/docs", include_in_schema=False)
+    @app.get("/redoc", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(reference.page(app.openapi()), headers=reference.HEADERS)
+
+
 def _middleware(config: ServeConfig, public: frozenset[str]) -> list[Middleware]:
-    """Outermost first."""
-    stack = [Middleware(Entry)]
+    """Outermost first. With a key it is the key that keeps strangers out, by whatever name they come."""
+    names = config.http.hosts or (("*",) if config.key else ())
+    stack = [Middleware(SafeHeaders), Middleware(Entry), Middleware(KnownHosts, names=(config.host, *names))]
     if config.cors:
         stack.append(
             Middleware(

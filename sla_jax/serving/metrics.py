@@ -3,11 +3,9 @@
 vLLM's names (vllm/v1/metrics/loggers.py) are what dashboards and routers of the field know. They have the label
 `model_name` and no profile; the histograms have its buckets. Every server has its own registry, so that several can
 live in one process. Seconds of the service's thread are split into waiting for the device and everything else (`host`):
-their quotient is what serving costs beyond the model.
+their quotient is what serving costs beyond the model. Nothing here names the machine.
 """
 
-import os
-import socket
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -75,7 +73,7 @@ class Metrics:
         self._make_times()
         self._slots = dict(profiles)
         self._used, self._waiting = dict[str, int](), dict[str, int]()
-        self._server = os.getenv("HOSTNAME") or socket.gethostname()
+        self._server = model  # what JetStream has a host's name for, which is nobody's business
         for profile, slots in profiles.items():
             self.slots_total.labels(profile).set(slots)
             self.load(profile, used=0, waiting=0)

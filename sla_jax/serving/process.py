@@ -8,7 +8,6 @@ failed, 2 for whatever the user can mend. A second signal ends the process at on
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import queue
@@ -25,11 +24,13 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from sla_jax.errors import UserError, for_the_user
+from sla_jax.escape import printable
 from sla_jax.serving.http import Pages, create_app
 from sla_jax.serving.jobs import Worker
 from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.service import Service
 from sla_jax.serving.settings import ModelInfo, ServeConfig
+from sla_jax.web import listen as listen
 
 log = logging.getLogger(__name__)
 LAST_WORDS = 5  # seconds that clients get to take what was sent to them before connections are cut
@@ -54,30 +55,6 @@ class Opened(Protocol):
     def worker(self, progress: Callable[[str], None]) -> Worker:
         """Load and compile, saying what is being done."""
         ...
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything slow is done. Raises UserError for a port in use."""
-    if not 0 <= port <= 65535:
-        raise UserError(f"port={port} is not a port; it has to be 0 (any free one) to 65535.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise UserError(f"host={host} is not an address of this machine: {error.strerror}.") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port {port} of {host} is in use by another program; stop that one, or give --port another number "
-                "(0 takes any free one)."
-            ) from None
-        raise UserError(f"cannot listen on port {port} of {host}: {error.strerror}.") from None
-    return listener
 
 
 class Http:
@@ -218,7 +195,7 @@ class Process:
 
 def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: Pages | None = None) -> NoReturn:
     """Serve a model, and `pages` beside it, until a signal or a failure, and exit."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler()])
     logging.getLogger("sla_jax").setLevel(logging.INFO)
     slots = {profile.name: profile.slots for profile in config.profiles}
     metrics = Metrics(slots, config.name)
@@ -231,6 +208,21 @@ def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: P
     if service.gone(1.0):
         sys.exit(code)
     leave(code)
+
+
+class Lines(logging.Formatter):
+    """The log's lines; what a client wrote moves no cursor of who reads them in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level and message."""
+        return printable(super().format(record))
+
+
+def log_handler() -> logging.Handler:
+    """What writes the log: to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from sla_jax.decode.methods import Decoder, Pools, Steppers, Trees, decoder_of, 
 from sla_jax.decode.sampling import Sampling
 from sla_jax.errors import UserError
 from sla_jax.text import check_date
+from sla_jax.web import check_hosts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,10 +148,15 @@ class Tls:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HttpRules:
-    """How strictly requests are read."""
+    """Which requests are answered, and how strictly they are read."""
 
     strict: bool = False
     """Refuse fields of a body that this server does not know; else they are ignored, and a header names them."""
+    hosts: tuple[str, ...] = ()
+    """Names that clients may call this server by, beside addresses, localhost and names without a dot; * for all."""
+
+    def __post_init__(self) -> None:
+        check_hosts(self.hosts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from sla_jax.checkpoint import store
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.config import as_yaml
 from sla_jax.errors import UserError
+from sla_jax.escape import printable
 from sla_jax.model.channel import init_channel
 from sla_jax.model.config import ModelConfig, from_hf
 from sla_jax.model.lora import init_lora
@@ -130,7 +131,8 @@ def _examples(config: TrainConfig, base: ModelConfig) -> Examples | None:
         say=say,
     )
     print(yaml.safe_dump({"data": describe(examples)}, sort_keys=False, allow_unicode=True))
-    print(render_masked(examples[0], load_tokenizer(directory), labels=config.task == "steps"), "\n")
+    masked = render_masked(examples[0], load_tokenizer(directory), labels=config.task == "steps")
+    print(printable(masked), "\n")
     return examples
 
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sla_jax import client
 from sla_jax.errors import UserError
 from sla_jax.training.config import HostsConfig
 
@@ -57,12 +57,11 @@ def _chips() -> bool:
 
 def _workers() -> str:
     """The addresses of all hosts of a TPU VM's slice, "" where nobody says."""
-    request = urllib.request.Request(WORKERS, headers={"Metadata-Flavor": "Google"})
     try:
-        with urllib.request.urlopen(request, timeout=2) as answer:
-            return str(answer.read().decode())
-    except OSError:
+        answer = client.send(WORKERS, headers={"Metadata-Flavor": "Google"}, timeout=2.0, limit=2**16)
+    except client.Unreachable:
         return ""
+    return answer.body.decode(errors="replace") if answer.status == 200 else ""
 
 
 def first() -> bool:

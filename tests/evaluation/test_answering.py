@@ -249,6 +249,20 @@ def test_what_may_pass_is_tried_again_after_pauses():
         ((200, {"choices": [{"message": {"content": "a"}, "finish_reason": None}]}), "the finish_reason None"),
         ((200, said(token_ids=[1], search=[{"rewards": [None]}])), "tells a reward that is no number"),
         ((200, said(token_ids=[1, 2], search=[{"rewards": [0.5]}])), "tells 1 rewards of 2 tokens"),
+        ((200, b'{"choices": [1e999]}'), "answers what is no JSON"),
+        ((200, b"[" * 100_000), "answers what is no JSON"),
+        ((200, said(search=5)), "cannot be read"),
+        ((200, said(search=[[]])), "cannot be read"),
+        ((200, said(token_ids=["a"])), "'a' is no number"),
+        ((200, said(token_ids=[10**30])), "is no number"),
+        ((200, said(token_ids=[0.5])), "0.5 is no whole number"),
+        ((200, said(candidates=[{"text": 7}])), "7 is no text"),
+        ((200, said(candidates=[{"text": "a", "score": True, "finish": "stop", "n_tokens": 1}])), "True is no number"),
+        ((200, said(candidates=["a"])), "cannot be read"),
+        ((200, said(cost="seconds")), "cannot be read"),
+        ((200, said(cost={"seconds": "long"})), "'long' is no number"),
+        ((200, {**said(), "usage": ["x"]}), "cannot be read"),
+        ((302, b""), "refused a request (302): it sends on to"),
     ],
 )
 def test_what_will_not_pass_is_an_error_at_once(reply, says):
@@ -256,6 +270,14 @@ def test_what_will_not_pass_is_an_error_at_once(reply, says):
         with pytest.raises(UserError) as error:
             ask(url)
     assert says in str(error.value) and url in str(error.value) and len(bodies) == 1
+
+
+def test_options_of_a_profile_that_are_none_are_refused():
+    odd = Remote(ServerConfig(url="http://127.0.0.1:9/v1", model="m", extensions=True))
+    for entry in ({"search": None}, {"search": []}, {"search": {"options": 3}}, {}):
+        odd._asked = lambda url, body, entry=entry: {"channel": "c", **entry}
+        with pytest.raises(UserError, match="says nothing of the options of its profile wide"):
+            odd.options(MethodConfig(name="wide", method="sla", profile="wide"))
 
 
 def test_an_unreachable_server_is_a_clear_error():

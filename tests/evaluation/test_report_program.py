@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import xml.etree.ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -284,6 +285,34 @@ def test_names_that_are_not_there(changes: dict, said: str, run_folder: Path):
 def test_numbers_out_of_range(changes: dict, tmp_path: Path):
     with pytest.raises(UserError, match="at least"):
         config(tmp_path, **changes)
+
+
+NAME = "=1+1|<b>[x](y)$\\input{z}_%\n\x1b"
+
+
+def test_what_a_run_is_called_does_nothing_in_its_report(tmp_path: Path):
+    """A run of a stranger: files, labels and levels are named as they like."""
+    folder = write_run(tmp_path / "run")
+    (folder / "judgements" / "channel" / "judge.json").write_text(json.dumps({"label": NAME.rstrip("\x1b")}))
+    for file in folder.rglob("gsm8k/sla.jsonl"):
+        file.rename(file.with_name("=sla|<b>$x_$%.jsonl"))
+    for file in (folder / "answers" / "gsm8k").glob("*.jsonl"):
+        lines = [json.loads(line) | {"level": NAME} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(config(folder, devices={}))
+    written = {path.name: path for path in (folder / "report").iterdir()}
+    for name, path in written.items():
+        if name.endswith(".csv"):
+            cells = [cell for row in csv.reader(io.StringIO(path.read_text())) for cell in row]
+            assert not [cell for cell in cells if cell.startswith("=")]
+        elif name.endswith(".svg"):
+            assert xml.etree.ElementTree.parse(path).getroot().tag.endswith("svg")
+    page = written["report.md"].read_text()
+    assert "<b>" not in page.replace("\\<b\\>", "") and "[x](y)" not in page and "\x1b" not in page
+    assert all(line.count("|") == line.count("\\|") for line in page.splitlines() if not line.startswith("|"))
+    assert "<b>" not in written["index.html"].read_text()
+    rows = [line for line in written["latex.txt"].read_text().splitlines() if not line.startswith("%")]
+    assert rows and not [row for row in rows if re.search(r"(?<!\\)[$_%<]", row.replace("<b>", ""))]
 
 
 def test_an_empty_folder(tmp_path: Path):

@@ -1,10 +1,16 @@
 """Votes and pass@k by search-and-learn's formulas, and when two answers are the same."""
 
+import json
+import multiprocessing
+import resource
+import threading
 from fractions import Fraction
 from itertools import combinations
 
 import pytest
 
+from sla_jax.errors import UserError
+from sla_jax.evaluation.report import equivalence
 from sla_jax.evaluation.report.equivalence import Equivalence
 from sla_jax.evaluation.report.voting import VOTES, classes, majority, naive, pass_at_k, powers, weighted
 
@@ -84,31 +90,85 @@ def test_classes_are_numbered_as_they_are_seen():
 )
 def test_answers_are_compared_as_mathematics(reference: str, text: str, right: bool):
     pytest.importorskip("math_verify")
-    equivalence = Equivalence()
-    assert equivalence.same(equivalence.reference(reference), equivalence.final(text)) is right
+    pair = Equivalence()
+    assert pair.same(pair.reference(reference), pair.final(text)) is right
 
 
 def test_equal_answers_share_a_class_and_no_answer_is_one_of_its_own():
     pytest.importorskip("math_verify")
-    equivalence = Equivalence()
+    pair = Equivalence()
     texts = [r"$\boxed{\frac{1}{2}}$", "no idea", r"$\boxed{0.5}$", "none", r"$\boxed{2}$"]
-    assert classes([equivalence.final(text) for text in texts], equivalence.same) == [0, 1, 0, 1, 2]
+    assert classes([pair.final(text) for text in texts], pair.same) == [0, 1, 0, 1, 2]
 
 
-def test_what_takes_too_long_is_not_equal():
-    math_verify = pytest.importorskip("math_verify")
-    asked = []
+class Asked:
+    """A library that says what it is told to, and keeps what it was asked."""
 
-    class Slow:
-        parse = staticmethod(math_verify.parse)
+    def __init__(self, *replies):
+        self.replies, self.requests = list(replies), []
 
-        @staticmethod
-        def verify(gold, answer, *, timeout_seconds):
-            asked.append(timeout_seconds)
-            return False
+    def ask(self, *request):
+        self.requests.append(request)
+        return self.replies.pop(0)
 
-    equivalence = Equivalence(timeout=2)
-    equivalence._library = Slow
-    one, two = equivalence.final(r"$\boxed{1}$"), equivalence.final(r"$\boxed{2}$")
-    assert not equivalence.same(one, two) and not equivalence.same(one, two)
-    assert asked == [2]
+
+def test_what_cannot_be_compared_equals_nothing_but_the_same_text(monkeypatch):
+    pytest.importorskip("math_verify")
+    library = Asked([0, "1"], [0, "2"], None, [0, "1"], None, None)
+    monkeypatch.setattr(equivalence, "library", lambda timeout: library)
+    pair = Equivalence(timeout=2)
+    one, two = pair.final(r"$\boxed{1}$"), pair.final(r"$\boxed{2}$")
+    assert not pair.same(one, two) and not pair.same(one, two)
+    assert pair.same(pair.reference("1"), pair.final("It is 1.")) and pair.final("Hm.") == ""
+    names = [request[0] for request in library.requests]
+    assert names == ["read", "read", "same", "read", "same", "read"], "each is asked once"
+    assert library.requests[2] == ("same", (r"$\boxed{1}$", "1"), (r"$\boxed{2}$", "2"))
+
+
+def test_a_process_that_takes_too_long_or_too_much_is_ended_and_another_one_answers():
+    pytest.importorskip("math_verify")
+    pair = Equivalence(timeout=1)
+    assert pair._library is Equivalence(timeout=1)._library, "one process for all"
+    gold = pair.reference("42")
+    for power in (r"\boxed{9^{9^{9}} \bmod 7}", r"\boxed{2^{10^{10}}}"):
+        assert pair.same(gold, pair.final(r"\boxed{42}"))
+        answer = pair.final(power)
+        assert answer == "" or not pair.same(gold, answer)
+    assert pair.same(pair.reference("0.5"), pair.final(r"\boxed{\frac12}"))
+    pair._library.close()
+    assert pair.same(pair.reference("7"), pair.final("So it is 7.")), "also after it was ended"
+
+
+def test_a_library_that_does_not_start_is_told(monkeypatch, tmp_path):
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(equivalence, "PROGRAM", program)
+    library = equivalence.Library(1)
+    with pytest.raises(UserError, match=r"does not start \(exit code 3\)"):
+        library.ask("read", ["1"])
+
+
+def test_every_request_has_a_limit_of_the_kernel(monkeypatch):
+    """Also when nobody is left to end the process: its processor time and its memory."""
+    pytest.importorskip("math_verify")
+    from sla_jax.evaluation.report import mathematics
+
+    limits: dict[int, list[int]] = {}
+    monkeypatch.setattr(mathematics, "bound", lambda kind, most: limits.setdefault(kind, []).append(most))
+    mine, its = multiprocessing.Pipe()
+    for request in (["read", ["$2$"]], ["read", [3]], ["same", ["$2$", "2"], [None, "three"]]):
+        mine.send_bytes(json.dumps(request).encode())
+    heard = []
+
+    def listen():
+        heard.extend(json.loads(mine.recv_bytes()) for _ in range(4))
+        mine.close()
+
+    with its:
+        thread = threading.Thread(target=listen)
+        thread.start()
+        mathematics.serve(its, 5, 1000)  # ends with the pipe; here, because math-verify's own alarm is for main threads
+        thread.join()
+    assert heard == ["ready", [0, "2"], None, False]
+    assert limits[resource.RLIMIT_AS] == [1000] and limits[resource.RLIMIT_CORE] == [0]
+    assert len(limits[resource.RLIMIT_CPU]) == 3 and min(limits[resource.RLIMIT_CPU]) > 5

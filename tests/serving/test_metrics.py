@@ -96,6 +96,15 @@ def test_the_field_s_gauges_are_of_all_profiles():
     assert ask("vllm:request_success_total", {"model_name": "toy", "finished_reason": "abort"}) == 1
 
 
+def test_nothing_tells_the_host_or_the_process(monkeypatch):
+    monkeypatch.setenv("HOSTNAME", "secret-host")
+    monkeypatch.setattr("socket.gethostname", lambda: "secret-host")
+    text = Metrics({"greedy": 1}, "toy").render()[0].decode()
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert "secret-host" not in text and 'id="toy"' in text
+    assert {name.partition("_")[0].partition(":")[0] for name in names} == {"sla", "jetstream", "vllm"}
+
+
 def test_jetstream_names_say_the_same():
     metrics = Metrics({"greedy": 4, "sla": 2})
     metrics.load("greedy", used=1, waiting=3)

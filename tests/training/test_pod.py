@@ -1,10 +1,10 @@
 """Whether this machine is one of several hosts: by the environment, or by what Google Cloud's metadata say."""
 
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from sla_jax import client
 from sla_jax.errors import UserError
 from sla_jax.training import hosts
 from sla_jax.training.config import HostsConfig
@@ -36,9 +36,9 @@ def test_a_pod_is_recognized(
 
 def test_without_metadata_there_are_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise OSError("no route")
+        raise client.Unreachable("no route")
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(client, "send", refuse)
     assert hosts._workers() == ""
     assert hosts._chips() == bool([*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")])
 

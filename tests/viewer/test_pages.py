@@ -14,6 +14,18 @@ from tests.viewer.recorded import TEXTS
 from tests.viewer.scene import folder_with_files, viewer_app
 
 KEY = {"authorization": "Bearer secret"}
+LINKS = {  # to what may not be seen under its own name
+    "to-hidden.jsonl": ".hidden.jsonl",
+    "to-other.jsonl": "notes.txt",
+    "to-git.jsonl": ".git/config",
+    "to-git-in.jsonl": ".git/in.jsonl",
+    "git": ".git",
+    "twice.jsonl": "to-hidden.jsonl",
+    "to-pipe.jsonl": "pipe.jsonl",
+    "to-null.jsonl": "/dev/null",
+    "to-folder.jsonl": "eval",
+    "gone.jsonl": "nowhere.jsonl",
+}
 LISTED = ["eval/first.jsonl", "eval/second.jsonl", "trace.jsonl"]
 
 
@@ -31,6 +43,11 @@ def folder(tmp_path_factory):
     (found / "folder.jsonl").mkdir()
     (found / ".git").mkdir()
     (found / ".git" / "in.jsonl").write_text("{}\n", encoding="utf-8")
+    (found / ".git" / "config").write_text('{"secret": 1}\n', encoding="utf-8")
+    for name, to in LINKS.items():
+        (found / name).symlink_to(to)
+    os.mkfifo(found / "pipe.jsonl")
+    (found / "shown").symlink_to("eval")
     return found
 
 
@@ -125,6 +142,10 @@ def test_what_is_listed_can_be_read(app, folder, path):
         "TRACE.JSONL",
         "no.jsonl",
         "a" * 5000 + ".jsonl",
+        "\ud800.jsonl".encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
+        "pipe.jsonl",
+        "git/in.jsonl",
+        *LINKS,
     ],
 )
 def test_nothing_else_can_be_read(app, path):
@@ -132,6 +153,73 @@ def test_nothing_else_can_be_read(app, path):
     assert reply.status_code == 404 and reply.json()["error"]["param"] == "path"
     assert 'secret": 1' not in reply.text
     assert reply.headers["content-security-policy"] == pages.POLICY
+
+
+def test_a_link_to_what_may_be_seen_is_followed(app, folder):
+    assert call(app, "/ui/file", params={"path": "shown/first.jsonl"}).content == (folder / LISTED[0]).read_bytes()
+
+
+def test_what_a_client_asks_for_is_cut_where_it_is_repeated(app):
+    reply = call(app, "/ui/file", params={"path": "a" * 50_000})
+    assert reply.status_code == 404 and len(reply.content) < 1000
+
+
+@pytest.mark.parametrize(("change", "sent"), [(b"", b""), (b"x" * 10, b"x" * 10), (b"x" * 2**20, b"x" * 600_000)])
+def test_a_file_that_changes_while_it_is_sent_ends_where_it_did_or_earlier(tmp_path, change, sent):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"1" * 600_000)
+    opened = pages.open_inside(tmp_path.resolve(), "a.jsonl")
+    assert opened is not None
+    file.write_bytes(change)
+    assert b"".join(pages.pieces(opened, 600_000)) == sent and opened.closed
+
+
+def test_a_reply_says_no_length_that_it_might_not_keep(app):
+    assert "content-length" not in call(app, "/ui/file", params={"path": LISTED[0]}).headers
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "nothing", "forbidden"])
+def test_what_takes_a_files_place_is_not_opened(tmp_path, monkeypatch, kind):
+    """Between the look at a file and its opening, or without the right to read it."""
+    folder = tmp_path.resolve()
+    file = folder / "a.jsonl"
+    if kind == "link":
+        (folder / "secret").write_text("secret")
+        file.symlink_to("secret")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "forbidden":
+        file.write_text("secret")
+        monkeypatch.setattr(pages.os, "open", forbidden)
+    monkeypatch.setattr(pages, "inside", lambda folder, asked: file)
+    assert pages.open_inside(folder, "a.jsonl") is None
+
+
+def forbidden(*words):
+    raise PermissionError(13, "no")
+
+
+def test_a_file_that_goes_while_they_are_listed_is_left_out(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}")
+    look = pages.inside
+
+    def found(folder, asked):
+        path = look(folder, asked)
+        if asked == "a.jsonl":
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(pages, "inside", found)
+    assert [one["path"] for one in pages.listing(tmp_path.resolve(), 10)] == ["b.jsonl"]
+
+
+def test_no_more_files_are_looked_at_than_are_listed(tmp_path, monkeypatch):
+    for number in range(20):
+        (tmp_path / f"{number:02}.jsonl").write_text("{}")
+    looked, look = [], pages.inside
+    monkeypatch.setattr(pages, "inside", lambda folder, asked: looked.append(asked) or look(folder, asked))
+    assert len(pages.listing(tmp_path.resolve(), 5)) == 5 == len(looked)
 
 
 def test_an_absolute_path_is_none_of_the_folder(app, folder):

@@ -5,25 +5,21 @@ a reply without a verdict, are a tie, and details say which of these it was. Tem
 MT-Bench (arXiv 2306.05685, in our own words): two answers, a short explanation, a verdict [[A]], [[B]] or [[C]].
 """
 
-import http.client
 import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from sla_jax import client
 from sla_jax.errors import UserError
 from sla_jax.evaluation.judges.protocol import Comparison, Winner
 from sla_jax.evaluation.judges.verify import named
 from sla_jax.evaluation.rows import Answer
-from sla_jax.files import whole_characters
 from sla_jax.scoring.candidate import Message
 
 RETRIES, TIMEOUT = 4, 120.0
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which the same request may succeed
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 INSTRUCTIONS = (
     "You compare two assistants' answers to the same user. Judge how helpful, relevant, correct, thorough and harmless "
@@ -93,32 +89,31 @@ class Server:
         if key_env and not key:
             raise UserError(f"key_env={key_env!r}: that environment variable is empty; put the server's key into it.")
         self.url, self.model = f"{url.rstrip('/')}/chat/completions", model
-        self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.headers = {"Content-Type": "application/json", **client.authorization(key or None)}
         self.retries, self.timeout, self.sleep = retries, timeout, sleep
 
     def __call__(self, messages: list[Message]) -> str:
         """The model's reply. Raises UserError naming the address and what it said."""
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0.0}).encode()
-        request = urllib.request.Request(self.url, body, self.headers)
         said = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 self.sleep(min(60.0, 2.0**attempt))
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return self._text(reply.read())
-            except urllib.error.HTTPError as error:
-                with error:
-                    said = f"it answered {error.code}: {error.read(300).decode(errors='replace')}"
-                if error.code not in AGAIN:
-                    break
-            except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short, no such host
-                said = f"it cannot be reached ({getattr(error, 'reason', error)})"
+                found = client.send(self.url, body, self.headers, timeout=self.timeout)
+            except client.Unreachable as error:  # refused, reset, timed out, cut short, no such host
+                said = f"it cannot be reached ({error})"
+                continue
+            if 200 <= found.status < 300:
+                return self._text(found)
+            said = f"it answered {found.status}: {found.said}"
+            if found.status not in client.AGAIN:
+                break
         raise UserError(f"the judge at {self.url} did not reply: {said}. What is already judged is kept; run it again.")
 
-    def _text(self, raw: bytes) -> str:
+    def _text(self, found: client.Answer) -> str:
         try:
-            return whole_characters(str(json.loads(raw)["choices"][0]["message"]["content"]))
+            return str(client.value_of(found)["choices"][0]["message"]["content"])
         except (ValueError, KeyError, IndexError, TypeError):
-            shown = raw[:200].decode(errors="replace")
+            shown = found.body[:200].decode(errors="replace")
             raise UserError(f"the judge at {self.url} replied what is no chat completion: {shown!r}.") from None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sla_jax import escape
 from sla_jax.evaluation.report import arrays
 from sla_jax.evaluation.report.gather import Judge, Run
 from sla_jax.evaluation.report.statistics import Draws, estimate, singles
@@ -78,9 +79,9 @@ def lengths(run: Run, judge: Judge, found: Comparisons) -> Table:
         figures = (bias.longer_wins, bias.correlation, shares(one.credits).equity, bias.balanced)
         rows.append((method, benchmark, bias.excess, *figures))
     note = (
-        "Characters are the mean excess over the baseline's answer. *Longer wins*: of the comparisons that are no tie "
-        "and of unequal length, those that the longer answer wins; 50 if length explains nothing. *r*: correlation of "
-        "the difference of scores with that of lengths. *Balanced*: the mean of win + tie/2 where the method's answer "
+        "Characters are the mean excess over the baseline's answer. Longer wins: of the comparisons that are no tie "
+        "and of unequal length, those that the longer answer wins; 50 if length explains nothing. r: correlation of "
+        "the difference of scores with that of lengths. Balanced: the mean of win + tie/2 where the method's answer "
         "is the longer one and where it is the shorter one."
     )
     names = (("method", ""), ("set", ""), ("characters", "+.0f"), ("longer wins %", ".1f"), ("r", "+.2f"))
@@ -103,7 +104,7 @@ def scores(run: Run, draws: Draws) -> Table:
             rows.append((benchmark, method, len(answers), *means, *costs, arrays.stopped(answers)))
     note = (
         "Mean scores with 95 % bootstrap intervals, and the mean cost of an answer, all its turns together: rows of "
-        "forward passes (lane-steps), forward passes, tokens of the answer, seconds of wall clock. *Stopped*: turns "
+        "forward passes (lane-steps), forward passes, tokens of the answer, seconds of wall clock. Stopped: turns "
         "that ended by themselves."
     )
     heads = (Column("set"), Column("method"), Column("n"), *(Column(judge.title, ".4g") for judge in judges))
@@ -131,14 +132,14 @@ def relative_costs(run: Run, baseline: str, draws: Draws) -> Table:
 def latex(run: Run, judge: Judge, found: Comparisons) -> str:
     """The original's rows for one judge; methods that lack a set are named in a comment."""
     sets = sets_of(found)
-    lines = [f"% {judge.title}: win & tie & loss of {', '.join(sets)}; overall win + tie/2"]
+    lines = [f"% {escape.line(judge.title)}: win & tie & loss of {escape.line(', '.join(sets))}; overall win + tie/2"]
     for method in methods_of(run, found):
         mine = [found[method, one] for one in sets if (method, one) in found]
         if len(mine) == len(sets):
             lines.append(latex_row(method, [shares(one.credits) for one in mine]))
         else:
             missing = [one for one in sets if (method, one) not in found]
-            lines.append(f"% {method}: not judged on {', '.join(missing)}")
+            lines.append(f"% {escape.line(method)}: not judged on {escape.line(', '.join(missing))}")
     return "\n".join(lines) + "\n"
 
 

@@ -55,9 +55,9 @@ def voting(benchmark: str, found: Mapping[str, Sequence[Pool]], draws: Draws) ->
             for k in powers(min(len(one.groups) for one in mine)):
                 rows.append((method, level, len(mine), k, *accuracies(mine, k, draws)))
     note = (
-        "Percent of problems right, 95 % bootstrap intervals over problems. The first k candidates vote: *naive* takes "
-        "the best score, *weighted* the answer whose scores add up to most, *majority* the most frequent one; ties go "
-        "to what came first. *pass@k* is the unbiased estimate from all candidates. Answers are compared as maths."
+        "Percent of problems right, 95 % bootstrap intervals over problems. The first k candidates vote: naive takes "
+        "the best score, weighted the answer whose scores add up to most, majority the most frequent one; ties go "
+        "to what came first. pass@k is the unbiased estimate from all candidates. Answers are compared as maths."
     )
     columns = (Column("method"), Column("level"), Column("n"), Column("k"), *(Column(f"{name} @k") for name in VOTES))
     return Table(f"voting-{benchmark}", f"Votes on {benchmark}", note, (*columns, Column("pass@k")), tuple(rows))
@@ -122,7 +122,7 @@ def trustworthiness(run: Run, judge: Judge, draws: Draws) -> Table:
     note = (
         f"Pairs of two methods' answers to one prompt (first turns) that {judge.title} tells apart; the reward of a "
         "fraction is the mean over the first tokens of each answer. AuTRC: area under accuracy over the fraction (our "
-        "definition, docs/training.md), with its 95 % bootstrap interval over prompts. *Confidence* σ(|margin|); *ECE* "
+        "definition, docs/training.md), with its 95 % bootstrap interval over prompts. Confidence σ(|margin|); ECE "
         "its mean distance from accuracy in ten bins; *ρ* Spearman's of reward and score within a prompt."
     )
     names = (("set", ""), ("pairs", ""), ("AuTRC", ".3f"), ("seen", ".0%"), ("accuracy", ".3f"), ("confidence", ".3f"))
@@ -183,7 +183,7 @@ def over_optimization(found: Sequence[Gains], proxy: Judge, gold: Judge, baselin
     note = (
         f"Mean gain over {baseline} in standard deviations of {baseline}'s scores, with 95 % bootstrap intervals, mean "
         f"over the sets; methods by lane-steps. The proxy is {proxy.title}, the gold {gold.title}. Where the proxy "
-        "goes on rising and the gold does not, search exploits the proxy. *r*: of the two gains over prompts."
+        "goes on rising and the gold does not, search exploits the proxy. r: of the two gains over prompts."
     )
     names = (("method", ""), ("lane-steps ×", ".3g"), ("proxy gain", "+.3f"), ("gold gain", "+.3f"), ("r", "+.2f"))
     columns = tuple(Column(*one) for one in names)

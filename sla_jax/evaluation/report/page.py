@@ -79,7 +79,7 @@ TEMPLATE = """<!doctype html>
 </tbody>
 </table>
 </div>
-<p class="note">{{ table.note | replace("*", "") }}</p>
+<p class="note">{{ table.note }}</p>
 </section>
 {%- endfor %}
 {%- for picture in pictures %}

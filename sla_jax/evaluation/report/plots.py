@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sla_jax.errors import UserError
+from sla_jax.escape import line
 from sla_jax.evaluation.report.statistics import Estimate
 from sla_jax.files import replacing
 
@@ -13,6 +14,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 MARKS = "osD^vPX"
 COLUMNS = 3  # of panels
 HEIGHT, WIDTH = 3.6, 4.8  # inches, of a panel
+SETTINGS = {"font.size": 9.0, "text.parse_math": False}  # a "$" in a name begins no formula
 
 
 class Point(NamedTuple):
@@ -61,10 +63,10 @@ def draw(picture: Picture, folder: Path) -> Path:
         raise UserError("plots take matplotlib and textalloc: pip install 'sla-jax[eval]'.") from None
     columns = min(COLUMNS, len(picture.panels))
     rows = math.ceil(len(picture.panels) / columns)
-    with matplotlib.rc_context({"svg.hashsalt": picture.name, "font.size": 9.0}):
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": picture.name}):
         figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(picture.title)
+        figure.suptitle(line(picture.title))
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, panel in zip(grid, picture.panels, strict=False):
             _panel(axes, panel)
@@ -89,7 +91,7 @@ def _panel(axes: Any, panel: Panel) -> None:
         xs = [point.x for points in drawn for point in points]
         if xs and max(xs) < 1.01 * min(xs):  # matplotlib finds no limits around a single place
             axes.set_xlim(min(xs) / 2, max(xs) * 2)
-    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axes.set(title=line(panel.title), xlabel=line(panel.x), ylabel=line(panel.y))
     axes.grid(alpha=0.3)
     axes.margins(x=0.15, y=0.15)
     if len(panel.series) > 1:
@@ -117,7 +119,7 @@ def _series(axes: Any, series: Series, points: Sequence[Point], number: int) -> 
         color=COLOURS[number % len(COLOURS)],
         capsize=2,
         markersize=4,
-        label=series.name,
+        label=line(series.name),
     )
 
 
@@ -134,16 +136,16 @@ def _labels(axes: Any, panel: Panel, allocate: Callable[..., Any]) -> None:
         for part, one in zip(drawn, panel.series, strict=True)
         if one.joined
     ]
-    lines = [line for line in lines if all(math.isfinite(y) for _, y in line)]
+    lines = [one for one in lines if all(math.isfinite(y) for _, y in one)]
     allocate(
         axes,
         [point.x for point in named],
         [point.y.value for point in named],
-        [point.label for point in named],
+        [line(point.label) for point in named],
         x_scatter=[point.x for point in points],
         y_scatter=[point.y.value for point in points],
-        x_lines=[[x for x, _ in line] for line in lines],
-        y_lines=[[y for _, y in line] for line in lines],
+        x_lines=[[x for x, _ in one] for one in lines],
+        y_lines=[[y for _, y in one] for one in lines],
         textsize=7,
         linecolor="0.6",
         linewidth=0.6,

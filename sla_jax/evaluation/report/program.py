@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from urllib.parse import quote
 
+from sla_jax import escape
 from sla_jax.errors import UserError, nearest
 from sla_jax.evaluation.judges.config import PROXY
 from sla_jax.evaluation.report import arrays, comparing, measuring, page, pictures
@@ -136,14 +138,19 @@ def _where(machine: Mapping[str, object]) -> str:
 
 def tables_markdown(made: Report) -> str:
     """What stands above the tables, and the tables."""
-    listed = "\n".join(f"- {line}" for line in made.about)
+    listed = "\n".join(f"- {escape.markdown(line)}" for line in made.about)
     return "\n".join([f"{listed}\n", *(markdown(table) for table in made.tables)])
 
 
 def as_markdown(made: Report) -> str:
     """The whole page, with its pictures."""
-    shown = "\n\n".join(f"![{one.alt}]({one.name}.svg)" for one in made.pictures)
-    return f"# {made.title}\n\n{tables_markdown(made)}\n{shown}\n"
+    shown = "\n\n".join(shown_picture(one, "") for one in made.pictures)
+    return f"# {escape.markdown(made.title)}\n\n{tables_markdown(made)}\n{shown}\n"
+
+
+def shown_picture(picture: Picture, before: str) -> str:
+    """A picture in Markdown; `before` stands before its file's name."""
+    return f"![{escape.markdown(picture.alt)}]({quote(f'{before}{picture.name}.svg')})"
 
 
 def chosen(kind: str, there: Sequence[Named], names: Sequence[str]) -> tuple[Named, ...]:
@@ -158,7 +165,7 @@ def chosen(kind: str, there: Sequence[Named], names: Sequence[str]) -> tuple[Nam
 def put_on_page(page: Path, name: str, shown: Report, folder: Path) -> None:
     """Tables, and pictures copied to PAGE without its ending / NAME-PICTURE.svg; errors as of `replace`."""
     beside = page.with_suffix("")
-    pictures = [f"![{one.alt}]({beside.name}/{name}-{one.name}.svg)" for one in shown.pictures]
+    pictures = [shown_picture(one, f"{beside.name}/{name}-") for one in shown.pictures]
     replace(page, name, "\n\n".join([*pictures, tables_markdown(shown)]))
     for one in shown.pictures:
         with replacing(beside / f"{name}-{one.name}.svg") as scratch:

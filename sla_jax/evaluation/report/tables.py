@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sla_jax import escape
 from sla_jax.evaluation.report.statistics import Estimate
 
 NONE = "–"
@@ -20,7 +21,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """`name` is its CSV's; `note` says in a sentence or two what the columns are."""
+    """`name` is its CSV's; `note` says in a sentence or two what the columns are. All texts are plain, no markup."""
 
     name: str
     title: str
@@ -48,9 +49,14 @@ def text(cell: Cell, form: str) -> str:
 def markdown(table: Table) -> str:
     """Heading, table and note."""
     aligned = ["---" if isinstance(cell, str) else "---:" for cell in (table.rows[0] if table.rows else ())]
-    lines = [[column.name for column in table.columns], aligned or ["---"] * len(table.columns), *table.texts]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"### {table.title}\n\n{body}\n\n{table.note}\n"
+    names = [escape.markdown(column.name) for column in table.columns]
+    rows = [
+        [escape.markdown(cell) if isinstance(cell, str) else shown for cell, shown in zip(row, texts, strict=True)]
+        for row, texts in zip(table.rows, table.texts, strict=True)
+    ]
+    lines = [names, aligned or ["---"] * len(names), *rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"### {escape.markdown(table.title)}\n\n{body}\n\n{escape.markdown(table.note)}\n"
 
 
 def as_csv(table: Table) -> str:
@@ -66,6 +72,7 @@ def as_csv(table: Table) -> str:
 
 
 def _spread(name: str, split: bool) -> list[str]:
+    name = escape.csv_cell(name)
     return [name, f"{name} low", f"{name} high"] if split else [name]
 
 
@@ -76,6 +83,8 @@ def _values(cell: Cell, split: bool) -> Sequence[object]:
 
 
 def _plain(cell: str | int | float | None) -> object:
+    if isinstance(cell, str):
+        return escape.csv_cell(cell)
     return "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell
 
 

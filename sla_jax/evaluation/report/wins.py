@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sla_jax import escape
 from sla_jax.evaluation.correlation import pearson
 from sla_jax.evaluation.report.statistics import (
     Draws,
@@ -130,4 +131,4 @@ def latex_row(method: str, sets: Sequence[Shares]) -> str:
     Its mean over three sets is the mean over as many as there are.
     """
     cells = "".join(f"{one.win:.1f} & {one.tie:.1f} & {one.loss:.1f} & " for one in sets)
-    return f"{method:<70}{cells}{sum(one.equity for one in sets) / len(sets):.1f}"
+    return f"{escape.latex(method):<70}{cells}{sum(one.equity for one in sets) / len(sets):.1f}"

@@ -4,18 +4,24 @@
 
 The pages themselves say nothing that is not in the repository, so a server may show them to anybody (`PUBLIC`) and ask
 for its API key where there is something to protect: /ui/files, /ui/file, and all that the playground calls.
+
+A file is judged by the name that is asked for, by the one that is reached behind all links, and by what was opened
+there. It is sent as long as it was when it was opened; one that is cut short meanwhile ends early, so that its length
+is not said in advance.
 """
 
 import json
 import mimetypes
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 STATIC = Path(__file__).parent / "static"
@@ -24,6 +30,9 @@ PUBLIC = frozenset({"/ui", "/ui/", *(f"/ui/{name}" for name in NAMES)})
 SUFFIX = ".jsonl"  # of traces and of entropies
 LISTED = 2000  # files
 LARGEST = 64 * 2**20  # bytes of a file that is given to a browser
+KIND = "application/x-ndjson; charset=utf-8"
+PIECE = 2**18  # bytes that are read at once
+SHOWN = 100  # characters of a name that an error repeats
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -74,20 +83,21 @@ def _routes(folder: Path | None, playground: bool) -> Iterator[BaseRoute]:
         return FileResponse(STATIC / name, media_type=kind, headers=HEADERS)
 
     async def files(request: Request) -> Response:
-        found = [] if folder is None else await run_in_threadpool(listing, folder)
+        found = [] if folder is None else await run_in_threadpool(listing, folder, LISTED + 1)
         named = None if folder is None else folder.name
         return _json({"folder": named, "playground": playground, "files": found[:LISTED], "more": len(found) > LISTED})
 
     async def file(request: Request) -> Response:
         asked = request.query_params.get("path", "")
-        path = None if folder is None else await run_in_threadpool(inside, folder, asked)
-        if path is None:
-            return refused(404, f"there is no file {asked!r} in the viewer's folder; /ui/files lists those there are.")
-        if path.stat().st_size > LARGEST:
-            return refused(
-                413, f"the file {asked!r} is larger than {LARGEST} bytes, the most that a page gets; cut it."
-            )
-        return FileResponse(path, media_type="application/x-ndjson; charset=utf-8", headers=HEADERS)
+        shown = repr(asked[:SHOWN])
+        opened = None if folder is None else await run_in_threadpool(open_inside, folder, asked)
+        if opened is None:
+            return refused(404, f"there is no file {shown} in the viewer's folder; /ui/files lists those there are.")
+        size = os.fstat(opened.fileno()).st_size
+        if size > LARGEST:
+            opened.close()
+            return refused(413, f"the file {shown} is larger than {LARGEST} bytes, the most that a page gets; cut it.")
+        return StreamingResponse(pieces(opened, size), media_type=KIND, headers=HEADERS)
 
     yield Route("/ui", slash)
     yield Route("/ui/", page)
@@ -96,33 +106,68 @@ def _routes(folder: Path | None, playground: bool) -> Iterator[BaseRoute]:
     yield Route("/ui/{name}", page)
 
 
-def listing(folder: Path) -> list[dict[str, Any]]:
-    """Every file below a folder that a page may read: its path from there, its bytes, and when it was last written."""
-    found = []
+def listing(folder: Path, most: int) -> list[dict[str, Any]]:
+    """List the files below a folder that a page may read, `most` of them: path from there, bytes, time of writing."""
+    return sorted(islice(_listed(folder), most), key=lambda one: one["path"])
+
+
+def _listed(folder: Path) -> Iterator[dict[str, Any]]:
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             asked = (Path(top) / name).relative_to(folder).as_posix()
             path = inside(folder, asked)
-            if path is not None:
+            if path is None:
+                continue
+            try:
                 known = path.stat()
-                found.append({"path": asked, "bytes": known.st_size, "modified": known.st_mtime})
-    return sorted(found, key=lambda one: one["path"])
+            except OSError:  # it has gone meanwhile
+                continue
+            yield {"path": asked, "bytes": known.st_size, "modified": known.st_mtime}
 
 
 def inside(folder: Path, asked: str) -> Path | None:
-    """The file of that path from a (resolved) folder; None for what is not there, hidden, of another kind, or reached
-    by a way that leaves the folder, also over a link."""
-    parts = asked.split("/")
-    if "\0" in asked or "\\" in asked or not asked.endswith(SUFFIX) or any(part.startswith(".") for part in parts):
-        return None
-    if "" in parts:  # an absolute path, or two slashes
+    """Find the file of that path from a (resolved) folder; None for what is not there, hidden, of another kind or
+    outside of it, as it is asked for or as it is reached over links."""
+    if not _is_shown(asked.split("/")) or "\\" in asked:
         return None
     try:
-        path = folder.joinpath(*parts).resolve(strict=True)
-    except (OSError, RuntimeError):
+        path = folder.joinpath(*asked.split("/")).resolve(strict=True)
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # not there; links in a circle; a name that no file can have
         return None
-    return path if path.is_relative_to(folder) and path.is_file() else None
+    reached = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return path if is_file and _is_shown(reached) else None
+
+
+def _is_shown(parts: Sequence[str]) -> bool:
+    """Whether a page may see what has this path: a file of the right kind, and nothing hidden on the way to it."""
+    return bool(parts) and parts[-1].endswith(SUFFIX) and all(part and not part.startswith(".") for part in parts)
+
+
+def open_inside(folder: Path, asked: str) -> BinaryIO | None:
+    """Open the file of `inside`; None also for what cannot be read, and for what took its place since it was looked at:
+    a link, a pipe, a device."""
+    path = inside(folder, asked)
+    if path is None:
+        return None
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    opened = os.fdopen(number, "rb", buffering=0)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return opened
+    opened.close()
+    return None
+
+
+def pieces(opened: BinaryIO, size: int) -> Iterator[bytes]:
+    """Read a file that has `size` bytes, no more than them, and close it."""
+    with opened:
+        while size > 0 and (piece := opened.read(min(PIECE, size))):
+            size -= len(piece)
+            yield piece
 
 
 def refused(status: int, message: str, param: str = "path") -> Response:

@@ -1,7 +1,7 @@
 """The viewer without a model: `eval.py view FOLDER`, for whoever sits at this machine.
 
-It listens on 127.0.0.1 and answers only to that name, so that no page of another host can reach it under its own
-name. Who wants it elsewhere, or with an API key, has serve.py show it (`ui: FOLDER`).
+It listens on 127.0.0.1 and answers only to names that no stranger can own (`sla_jax.web`), so that no page of another
+host can reach it under its own name. Who wants it elsewhere, or with an API key, has serve.py show it (`ui: FOLDER`).
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from pathlib import Path
 import tyro
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sla_jax.errors import UserError
 from sla_jax.evaluation.viewer.pages import mount
+from sla_jax.web import KnownHosts, SafeHeaders, listen
 
 HOST = "127.0.0.1"
 
@@ -38,7 +38,7 @@ class ViewConfig:
 
 def create_app(folder: Path) -> Starlette:
     """The viewer and nothing else."""
-    app = Starlette(middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
+    app = Starlette(middleware=[Middleware(SafeHeaders), Middleware(KnownHosts)])
     mount(app, folder, playground=False)
     return app
 
@@ -47,10 +47,7 @@ def view(config: ViewConfig) -> None:
     """Serve until interrupted; says where."""
     import uvicorn
 
-    settings = uvicorn.Config(create_app(config.folder), host=HOST, port=config.port, log_level="warning", ws="none")
-    try:
-        listener = settings.bind_socket()
-    except SystemExit:
-        raise UserError(f"port {config.port} of {HOST} is in use; give --port another number (0: any free).") from None
-    print(f"ready: http://{HOST}:{listener.getsockname()[1]}/ui/ shows {config.folder}", flush=True)
-    uvicorn.Server(settings).run(sockets=[listener])
+    with listen(HOST, config.port) as listener:
+        print(f"ready: http://{HOST}:{listener.getsockname()[1]}/ui/ shows {config.folder}", flush=True)
+        settings = uvicorn.Config(create_app(config.folder), log_level="warning", ws="none")
+        uvicorn.Server(settings).run(sockets=[listener])

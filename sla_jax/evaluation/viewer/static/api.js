@@ -21,7 +21,7 @@ async function send(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}) };
   if (key) headers.Authorization = `Bearer ${key}`;
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers, redirect: "error" });
   if (response.ok) return response;
   const said = await response.json().catch(() => null);
   const message = said?.error?.message ?? `the server answered ${response.status}.`;
