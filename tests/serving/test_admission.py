@@ -48,7 +48,7 @@ def test_a_request_that_cannot_end_in_time_is_refused_before_it_is_taken():
     with Timed(slots={"greedy": 1}, timeout=50.0) as house:
         house.measured()
         house.busy()
-        waiting = [house.open(f"waiting{i}", tokens=30, deadline=10**6) for i in range(2)]
+        waiting = [house.open(f"waiting{i}", tokens=30, deadline=1e6) for i in range(2)]
         with pytest.raises(Overloaded, match="no slot free") as caught:
             house.open("late", tokens=30)
         assert caught.value.reason == "deadline" and 1 <= caught.value.retry_after <= 60

@@ -3,11 +3,12 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sla_jax.serving.forecast import LATEST, LIKELY, Length, Pace, Survival, seconds_to_slot
 
+SECONDS = st.integers(0, 9).map(float)
 LENGTHS = st.lists(st.builds(Length, st.integers(1, 12), st.booleans()), max_size=8)
 
 
@@ -23,6 +24,7 @@ def share(lengths: list[Length], tokens: int) -> Fraction:
     return found
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(0, 14), st.integers(0, 14))
 def test_survival_is_kaplan_and_meier_s(lengths, limit, said):
     found, here = Survival(lengths), share(lengths, said)
@@ -46,14 +48,11 @@ def test_answers_that_are_cut_are_longer_than_they_look():
     assert Survival([*cut, Length(5, True), Length(100, True)]).mean() == pytest.approx(5 / 6 * 100 + 1 / 6 * 5)
 
 
-@given(
-    st.lists(st.integers(0, 9), max_size=4),
-    st.lists(st.integers(0, 9), max_size=8),
-    st.integers(0, 3),
-)
+@settings(deadline=None)
+@given(st.lists(SECONDS, max_size=4), st.lists(SECONDS, max_size=8), st.integers(0, 3))
 def test_slots_are_foreseen_as_they_are_handed_over(busy, ahead, more):
     slots = max(1, len(busy) + more)
-    free = sorted([*busy, *[0] * (slots - len(busy))])  # when each slot is free next
+    free = sorted([*busy, *[0.0] * (slots - len(busy))])  # when each slot is free next
     for seconds in ahead:
         free = sorted([free[0] + seconds, *free[1:]])
     assert seconds_to_slot(busy, ahead, slots) == free[0]
