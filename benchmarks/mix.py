@@ -92,9 +92,9 @@ class Clients:
                 "logit_bias": {str(chance.randrange(256)): 5.0},
                 "presence_penalty": chance.random(),
             }
-        return {"search": {"model": chance.choice(self._searches)}, "two choices": {"n": 2, "temperature": 1.0}}.get(
-            kind, {}
-        )
+        if kind == "two choices":
+            return {"n": 2, "temperature": 1.0}
+        return {"model": chance.choice(self._searches)} if kind == "search" else {}
 
     def _messages(self) -> list[dict[str, str]]:
         question = " ".join(self._chance.choices(WORDS, k=self._chance.randint(1, 120)))

@@ -192,7 +192,7 @@ class Simulation(Timed):
         """Return when everybody has an answer or a refusal. From the second on, requests come during rounds."""
         self._ask()
         assert self.done.wait(PATIENCE)
-        self.outcomes.update(listener.wait().finish for listener in self.listeners.values())
+        self.outcomes.update(str(listener.wait().finish) for listener in self.listeners.values())
 
     @property
     def seconds(self) -> float:
