@@ -1,10 +1,10 @@
 """Who is taken, and who is told at once to come again: when a queue is full, or when time would run out.
 
-A request whose slot is free is always taken. One that has to wait is taken only if the wait that is foreseen, times
-`MARGIN`, and the most that its answer is likely to need fit into `limits.timeout` together. Whoever has waited so long
-that an average answer of its kind cannot end in time any more is refused then, and its slot goes to one that has the
-time.
-The estimates are those of `forecast.py`; before anything is measured only the queue's length refuses.
+A request is refused when it comes if the load would make it late: if it is likelier by `LATE` to run out of its time,
+after the wait that is foreseen (times `MARGIN`) and at the present pace, than it would be alone. Whoever has waited so
+long that it is likelier by `HOPELESS` is refused then, and its slot goes to one that has the time. The estimates are
+those of `forecast.py`, and true while somebody runs, who is measured: a profile in which nobody is takes whoever comes,
+and before anything is measured only the queue's length refuses.
 
 In plain Python, without a clock; its caller holds the lock that guards the scheduler.
 """
@@ -16,7 +16,9 @@ from sla_jax.serving.forecast import LATEST, Pace, seconds_to_slot
 from sla_jax.serving.request import Finish, Overloaded
 from sla_jax.serving.scheduler import Job, Line, Scheduler
 
-MARGIN = 1.5  # on a wait: how much longer than foreseen it may turn out
+LATE = 0.05
+HOPELESS = 0.5
+MARGIN = 1.5  # how much longer than foreseen a wait may turn out
 LONGEST = 60  # seconds after which a client shall come again, however long the wait
 
 
@@ -37,15 +39,21 @@ class Admission:
         most = line.queue + line.slots
         if count > most:
             raise UserError(f"this needs {count} places and the profile {profile} has {most}; ask for fewer answers.")
-        if tokens != 0 and line.unclaimed < count:
+        if tokens != 0 and not line.deserted:
             self._check_time(line, count, tokens, now)
         if not self._scheduler.reserve(profile, count):
             raise self._full(line, count, now)
 
     def hopeless(self, now: float) -> list[Job]:
-        """Those who had to wait and cannot end in time any more."""
-        waiting = (job for job in self._scheduler.jobs.values() if job.stage == "waiting" and job.waited)
-        return [job for job in waiting if job.deadline is not None and now + self._mean(job) > job.deadline]
+        """Those who had to wait and will hardly end in time any more."""
+        return [job for job in self._scheduler.jobs.values() if self._is_hopeless(job, now)]
+
+    def _is_hopeless(self, job: Job, now: float) -> bool:
+        if job.stage != "waiting" or not job.waited or job.deadline is None:
+            return False
+        pace = self.paces[job.profile]
+        late = pace.late_anyway(self._timeout, job.limit) + HOPELESS
+        return now + pace.most(job.limit, late, len(job.prompt)) > job.deadline
 
     def wait(self, line: Line, now: float, more: int = 0, tokens: int | None = None) -> float:
         """Seconds until a slot is free for who comes now, behind `more` answers that come with it."""
@@ -66,15 +74,16 @@ class Admission:
             self.paces[job.profile].answer(job.said, outcome == "stop" and job.said < job.limit)
 
     def _check_time(self, line: Line, count: int, tokens: int | None, now: float) -> None:
-        """Raise Overloaded if `count` answers that have to wait cannot all end in time."""
-        wait, answer = self.wait(line, now, count - 1, tokens), self.paces[line.name].most(tokens)
+        """Raise Overloaded if the last of `count` answers is likely to be late."""
+        pace, wait = self.paces[line.name], self.wait(line, now, count - 1, tokens)
+        answer = pace.most(tokens, pace.late_anyway(self._timeout, tokens) + LATE)
         beyond = MARGIN * wait + answer - self._timeout
         if beyond > 0:
             retry_after = _polite(beyond)
             raise Overloaded(
-                f"the profile {line.name} has no slot free for about {wait:.0f} s ({line.queued} waiting), and an "
-                f"answer may take {answer:.0f} s then; together that is too close to the {self._timeout:g} s that a "
-                f"request may take. Try again in about {retry_after} s.",
+                f"the profile {line.name} is too busy to answer in time: about {wait:.0f} s until a slot is free "
+                f"({line.queued} waiting) and up to {answer:.0f} s for the answer are too close to the "
+                f"{self._timeout:g} s that a request may take. Try again in about {retry_after} s.",
                 retry_after,
                 "deadline",
             )

@@ -1,8 +1,8 @@
 """How long until a slot is free and an answer has ended, from what the latest rounds, prompts and answers took.
 
-Everything is measured, of every profile for itself, over the latest `LATEST` of its kind: seconds of a round and tokens
-that it brought (other profiles' rounds, and the prompts read between them, are in these seconds as they are in an
-answer's), seconds of reading a prompt, and lengths of answers. What has not been measured is taken to need no time.
+Everything is measured, of every profile for itself: seconds of the latest rounds and tokens that they brought (other
+profiles' rounds, and the prompts read between them, are in these seconds as they are in an answer's), seconds of
+reading the latest prompts, and lengths of the latest answers. What has not been measured is taken to need no time.
 
 Many answers are cut: by max_tokens, by clients that leave, by deadlines. Such a one tells of its length only that it is
 greater. So the share of answers that are longer than t tokens is the estimate of Kaplan and Meier (1958,
@@ -13,12 +13,13 @@ has the lesser of m and its length.
 import bisect
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-LATEST = 32  # rounds, prompts and answers that an estimate is of
-LIKELY = 0.95  # the share of answers that need no more than an answer is said to need at most
+LATEST = 32  # prompts and answers that an estimate is of
+ROUNDS = 8  # and rounds: few, for their seconds change as soon as others come or go
 
 
 class Length(NamedTuple):
@@ -56,11 +57,10 @@ class Survival:
         step = self._step(tokens)
         return self._areas[step] + self._shares[step] * (tokens - self._steps[step])
 
-    def most(self, limit: int | None = None) -> int:
-        """Tokens that LIKELY of the answers of at most `limit` tokens do not exceed; 0 where nothing is known."""
-        within = (tokens for tokens, share in zip(self._steps, self._shares, strict=True) if share <= 1 - LIKELY)
-        longest = next(within, 0)
-        return longest if limit is None else min(longest, limit)
+    def most(self, limit: int | None, longer: float) -> int:
+        """Tokens that all but a share, `longer`, of the answers of at most `limit` tokens do not exceed."""
+        tokens = next(tokens for tokens, share in zip(self._steps, self._shares, strict=True) if share <= longer)
+        return tokens if limit is None else min(tokens, limit)
 
     def mean(self, limit: int | None = None, said: int = 0) -> float:
         """What is still to come, on average, of an answer that has `said` tokens and may have `limit` in all.
@@ -77,11 +77,12 @@ class Pace:
     """What one profile's latest rounds, prompts and answers took, and so what the next will take."""
 
     def __init__(self) -> None:
-        self._rounds = deque[tuple[float, int, int]](maxlen=LATEST)  # seconds, answers that took part, their tokens
+        self._rounds = deque[tuple[float, int, int]](maxlen=ROUNDS)  # seconds, answers that took part, their tokens
         self._prompts = deque[tuple[float, int]](maxlen=LATEST)  # seconds, tokens
         self._lengths = deque[Length](maxlen=LATEST)
         self._survival = Survival()
         self._token_seconds = 0.0  # of one answer
+        self._best_token_seconds = 0.0  # when few were there, or nobody else
         self._prompt_seconds = 0.0
         self._prompt_token_seconds = 0.0
 
@@ -89,7 +90,10 @@ class Pace:
         """Note a round, and how many tokens it brought each answer that took part."""
         self._rounds.append((seconds, len(gains), sum(gains)))
         spent, seats, tokens = (sum(column) for column in zip(*self._rounds, strict=True))
-        self._token_seconds = spent / len(self._rounds) * seats / tokens if tokens else 0.0
+        if tokens:
+            self._token_seconds = spent / len(self._rounds) * seats / tokens
+            best = self._best_token_seconds if len(self._rounds) == ROUNDS else math.inf
+            self._best_token_seconds = min(best, self._token_seconds)
 
     def prompt(self, seconds: float, tokens: int) -> None:
         """Note a prompt that was read."""
@@ -102,9 +106,14 @@ class Pace:
         self._lengths.append(Length(tokens, ended))
         self._survival = Survival(self._lengths)
 
-    def most(self, limit: int | None = None, prompt: int | None = None) -> float:
-        """Seconds from slot to end that a request is not likely to exceed. None: of any limit, any prompt."""
-        return self._reading(prompt) + self._token_seconds * self._survival.most(limit)
+    def late_anyway(self, seconds: float, limit: int | None) -> float:
+        """The share of answers of at most `limit` tokens that take longer than `seconds` at the best pace there was."""
+        within = int(seconds / self._best_token_seconds) if self._best_token_seconds else limit
+        return 0.0 if within is None or (limit is not None and limit <= within) else self._survival.share(within)
+
+    def most(self, limit: int | None, late: float, prompt: int | None = None) -> float:
+        """Seconds from slot to end that all but a share, `late`, do not exceed. None: of any limit, any prompt."""
+        return self._reading(prompt) + self._token_seconds * self._survival.most(limit, late)
 
     def mean(self, limit: int | None = None, prompt: int | None = None) -> float:
         """Seconds from slot to end, on average."""

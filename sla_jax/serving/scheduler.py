@@ -64,9 +64,9 @@ class Line:
         return self.reserved + len(self.waiting) + len(self.inspections)
 
     @property
-    def unclaimed(self) -> int:
-        """Free slots that nobody waits for."""
-        return max(0, len(self.free) - self.reserved - len(self.waiting))
+    def deserted(self) -> bool:
+        """Whether nobody has a slot, nor waits or has a place for one."""
+        return len(self.free) == self.slots and not self.waiting and not self.reserved
 
     def admit(self) -> None:
         """Give free slots to whoever waits, in order."""

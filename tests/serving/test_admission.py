@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from sla_jax.serving.admission import Admission
+from sla_jax.serving.forecast import ROUNDS
 from sla_jax.serving.request import Overloaded
 from sla_jax.serving.settings import Limits
 from tests.serving.asgi import call
@@ -49,7 +50,7 @@ def test_a_request_that_cannot_end_in_time_is_refused_before_it_is_taken():
         house.measured()
         house.busy()
         waiting = [house.open(f"waiting{i}", tokens=30, deadline=1e6) for i in range(2)]
-        with pytest.raises(Overloaded, match="no slot free") as caught:
+        with pytest.raises(Overloaded, match="too busy") as caught:
             house.open("late", tokens=30)
         assert caught.value.reason == "deadline" and 1 <= caught.value.retry_after <= 60
         assert house.ask("sla_jax_rejections_total", reason="deadline") == 1
@@ -60,11 +61,24 @@ def test_a_request_that_cannot_end_in_time_is_refused_before_it_is_taken():
         house.open("later", tokens=30).wait()
 
 
-def test_a_free_slot_is_never_refused():
+def test_a_profile_in_which_nobody_is_takes_whoever_comes():
     """What was measured under load may be wrong when there is none, and could never be put right."""
     with Timed(slots={"greedy": 1}, timeout=1.0) as house:
         house.measured()
         assert house.open("next", tokens=300).wait().finish == "length"
+
+
+def test_a_free_slot_is_refused_if_the_others_leave_it_no_time():
+    with Timed(slots={"greedy": 2}, timeout=12.0) as house:
+        house.measured()  # 10 seconds for 30 tokens, alone
+        house.busy()
+        for _ in range(ROUNDS):
+            house.service._admission.paces["greedy"].round(2.0, [3, 3])  # what a second stream would make of it
+        with pytest.raises(Overloaded, match="too busy"):
+            house.open("long", tokens=30)
+        short = house.open("short", tokens=15)
+        house.go_on()
+        assert short.wait().finish == "length"
 
 
 def test_before_anything_is_measured_only_the_queue_refuses():
@@ -82,7 +96,7 @@ def test_before_anything_is_measured_only_the_queue_refuses():
 def test_many_answers_of_one_request_have_to_end_together():
     with Timed(slots={"greedy": 2}, timeout=40.0) as house:
         house.measured()
-        with house.service.reserve("greedy", 2, 30), pytest.raises(Overloaded, match="no slot free"):
+        with house.service.reserve("greedy", 2, 30), pytest.raises(Overloaded, match="too busy"):
             house.service.reserve("greedy", 6, 30)
         with house.service.reserve("greedy", 4, 30):
             pass
@@ -163,8 +177,9 @@ class Asked(NamedTuple):
 class Simulation(Timed):
     """A house at an overload; the clock goes on with the device's work, during which the next requests come."""
 
-    def __init__(self, slots, timeout, requests):
+    def __init__(self, slots, timeout, shared, requests):
         super().__init__(slots=slots, queue=64, timeout=timeout)
+        self._shared = shared
         self.worker.chunk = CHUNK
         self.worker.length_of = lambda request: self.lengths[request.id]
         self.lengths: dict[str, int] = {}
@@ -174,9 +189,16 @@ class Simulation(Timed):
         self._begun = self.clock.now
 
     def _called(self, name: str, what: str) -> None:
-        self.clock.now += {"round": ROUND, "read": ROUND / 10}.get(name, 0.0)
-        while name == "round" and self._coming and self._begun + self._coming[0].when <= self.clock.now:
-            self._ask()
+        if name == "read":
+            self.clock.now += ROUND / 10
+        if name == "round":
+            self.clock.now += self._round(what)
+            while self._coming and self._begun + self._coming[0].when <= self.clock.now:
+                self._ask()
+
+    def _round(self, profile: str) -> float:
+        """Seconds of a round: of all slots, or only of those that are taken where they share the device's time."""
+        return ROUND * len(self.worker.seats[profile]) / self.worker.slots[profile] if self._shared else ROUND
 
     def _ask(self) -> None:
         asked, name = self._coming.popleft(), str(len(self.lengths))
@@ -219,26 +241,29 @@ def traffic(slots, count, limits, seed=0):
     mean = sum(min(limit, length) for _, limit, length in drawn) / count
     served = sum(slots.values()) / (mean / CHUNK * ROUND * len(slots))  # requests a second
     moments = itertools.accumulate(chance.expovariate(2 * served) for _ in drawn)
-    first = sum(slots.values()) + 1  # so many come at once, so that there is always a round that moves the clock
+    first = 3  # so many come at once, so that there is always a round that moves the clock
     return [Asked(when if number > first else 0.0, *drawn[number]) for number, when in enumerate(moments)]
 
 
 @pytest.mark.parametrize(
-    ("slots", "timeout", "limits"),
+    ("slots", "timeout", "limits", "shared"),
     [
-        ({"greedy": 8}, 20.0, [16, 48, 200, 400]),
-        ({"greedy": 1}, 60.0, [16, 48, 200]),
-        ({"greedy": 4, "sla": 2}, 60.0, [48, 400]),
-        ({"greedy": 4}, 30.0, [60]),
+        ({"greedy": 8}, 20.0, [16, 48, 200, 400], False),
+        ({"greedy": 1}, 60.0, [16, 48, 200], False),
+        ({"greedy": 4, "sla": 2}, 60.0, [48, 400], False),
+        ({"greedy": 4}, 30.0, [60], False),
+        ({"greedy": 16}, 15.0, [16, 48, 200], True),  # with all slots taken an answer is late
     ],
 )
-def test_at_twice_the_capacity_what_is_taken_ends_in_time_and_no_less_is_answered(slots, timeout, limits, monkeypatch):
+def test_at_twice_the_capacity_what_is_taken_ends_in_time_and_no_less_is_answered(
+    slots, timeout, limits, shared, monkeypatch
+):
     requests = traffic(slots, 300, limits)
-    with Simulation(slots, timeout, requests) as careful:
+    with Simulation(slots, timeout, shared, requests) as careful:
         careful.run()
     monkeypatch.setattr(Admission, "_check_time", lambda *_: None)
     monkeypatch.setattr(Admission, "hopeless", lambda *_: [])
-    with Simulation(slots, timeout, requests) as careless:
+    with Simulation(slots, timeout, shared, requests) as careless:
         careless.run()
     assert sum(careful.outcomes.values()) == sum(careless.outcomes.values()) == 300
     assert careless.outcomes["timeout"] > 0.1 * careless.taken, "nothing was to be prevented"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sla_jax.serving.forecast import LATEST, LIKELY, Length, Pace, Survival, seconds_to_slot
+from sla_jax.serving.forecast import LATEST, ROUNDS, Length, Pace, Survival, seconds_to_slot
 
+LONGER = 0.3  # a share that is never met exactly
 SECONDS = st.integers(0, 9).map(float)
 LENGTHS = st.lists(st.builds(Length, st.integers(1, 12), st.booleans()), max_size=8)
 
@@ -35,8 +36,8 @@ def test_survival_is_kaplan_and_meier_s(lengths, limit, said):
         assert found.mean(limit, said) == pytest.approx(float(to_come))
     else:
         assert found.mean(limit, said) == max(0, min(said, limit - said)), "half through"
-    ends = [token for token in range(15) if share(lengths, token) <= 1 - LIKELY]
-    assert found.most() == min(ends) and found.most(limit) == min(limit, *ends)
+    ends = [token for token in range(15) if share(lengths, token) <= LONGER]
+    assert found.most(None, LONGER) == min(ends) and found.most(limit, LONGER) == min(limit, *ends)
     assert found.mean(None, 0) == pytest.approx(float(sum(share(lengths, token) for token in range(15))))
 
 
@@ -60,16 +61,34 @@ def test_slots_are_foreseen_as_they_are_handed_over(busy, ahead, more):
 
 def test_a_pace_is_that_of_the_latest():
     pace = Pace()
-    assert pace.most(100, 100) == pace.mean(100, 100) == pace.left(100, 0) == 0.0, "nothing was measured"
+    assert pace.most(100, 0.0, 100) == pace.mean(100, 100) == pace.left(100, 0) == 0.0, "nothing was measured"
     pace.round(100.0, [0, 0])
     pace.answer(20, True)
     assert pace.mean() == 0.0, "a round that brought nothing says nothing of the time for a token"
-    for _ in range(LATEST):
+    for _ in range(ROUNDS):
         pace.round(2.0, [6, 2])  # 4 tokens of each in 2 seconds
+    for _ in range(LATEST):
         pace.prompt(3.0, 30)
     pace.answer(40, True)
     assert pace.mean(30) == 3.0 + (20 + 30) / 2 / 2
     assert pace.mean(30, 10) == 1.0 + (20 + 30) / 2 / 2
-    assert pace.most() == 3.0 + 40 / 2 and pace.most(8, 0) == 4.0
+    assert pace.most(None, 0.1) == 3.0 + 40 / 2 and pace.most(8, 0.1, 0) == 4.0 and pace.most(None, 0.5, 0) == 20 / 2
     assert pace.left(100, 20) == (40 - 20) / 2
     assert pace.left(100, 60) == (100 - 60) / 2
+
+
+def test_the_best_pace_is_remembered_and_who_is_late_at_it_is_late_anyway():
+    pace = Pace()
+    assert pace.late_anyway(1.0, 100) == pace.late_anyway(1.0, None) == 0.0, "nothing was measured"
+    for tokens in (10, 30, 50):
+        pace.answer(tokens, True)
+    for seconds in (1.0, 4.0):  # alone, and with others
+        for _ in range(ROUNDS):
+            pace.round(seconds, [2])
+    assert [pace.late_anyway(10.0, limit) for limit in (None, 21, 20)] == [
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+        0.0,
+    ]
+    assert pace.late_anyway(25.0, None) == 0.0
+    assert pace.most(None, 0.0) == 50 * 2
