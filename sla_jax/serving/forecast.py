@@ -6,8 +6,8 @@ reading the latest prompts, and lengths of the latest answers. What has not been
 
 Many answers are cut: by max_tokens, by clients that leave, by deadlines. Such a one tells of its length only that it is
 greater. So the share of answers that are longer than t tokens is the estimate of Kaplan and Meier (1958,
-doi:10.1080/01621459.1958.10501452); beyond the longest of all it is 0 (Efron 1967). An answer that may have m tokens
-has the lesser of m and its length.
+doi:10.1080/01621459.1958.10501452). Beyond the longest that was seen it says nothing: one that was cut there is taken
+to have been half through. An answer that may have m tokens has the lesser of m and its length.
 """
 
 import bisect
@@ -43,7 +43,11 @@ class Survival:
             share = self._shares[-1] * (1 - sum(ends) / left)
             left -= len(ends)
             self._steps.append(tokens)
-            self._shares.append(share if left else 0.0)
+            self._shares.append(share)
+        if share := self._shares[-1]:
+            self._areas.append(self.area(2 * self._steps[-1]))
+            self._steps.append(2 * self._steps[-1])
+            self._shares.append(0.0)
 
     def _step(self, tokens: int) -> int:
         return bisect.bisect_right(self._steps, tokens) - 1
@@ -65,7 +69,7 @@ class Survival:
     def mean(self, limit: int | None = None, said: int = 0) -> float:
         """What is still to come, on average, of an answer that has `said` tokens and may have `limit` in all.
 
-        One that is longer than all that were seen is taken to be half through.
+        One that is longer than all that are known is taken to be half through.
         """
         end = self._steps[-1] if limit is None else limit
         if share := self.share(said):
@@ -81,6 +85,7 @@ class Pace:
         self._prompts = deque[tuple[float, int]](maxlen=LATEST)  # seconds, tokens
         self._lengths = deque[Length](maxlen=LATEST)
         self._survival = Survival()
+        self._round_seconds = 0.0
         self._token_seconds = 0.0  # of one answer
         self._best_token_seconds = 0.0  # when few were there, or nobody else
         self._prompt_seconds = 0.0
@@ -90,8 +95,9 @@ class Pace:
         """Note a round, and how many tokens it brought each answer that took part."""
         self._rounds.append((seconds, len(gains), sum(gains)))
         spent, seats, tokens = (sum(column) for column in zip(*self._rounds, strict=True))
+        self._round_seconds = spent / len(self._rounds)
         if tokens:
-            self._token_seconds = spent / len(self._rounds) * seats / tokens
+            self._token_seconds = self._round_seconds * seats / tokens
             best = self._best_token_seconds if len(self._rounds) == ROUNDS else math.inf
             self._best_token_seconds = min(best, self._token_seconds)
 
@@ -113,18 +119,20 @@ class Pace:
 
     def most(self, limit: int | None, late: float, prompt: int | None = None) -> float:
         """Seconds from slot to end that all but a share, `late`, do not exceed. None: of any limit, any prompt."""
-        return self._reading(prompt) + self._token_seconds * self._survival.most(limit, late)
+        return self._before(prompt) + self._token_seconds * self._survival.most(limit, late)
 
     def mean(self, limit: int | None = None, prompt: int | None = None) -> float:
         """Seconds from slot to end, on average."""
-        return self._reading(prompt) + self._token_seconds * self._survival.mean(limit)
+        return self._before(prompt) + self._token_seconds * self._survival.mean(limit)
 
     def left(self, limit: int, said: int) -> float:
         """Seconds until an answer ends whose prompt is read, on average."""
         return self._token_seconds * self._survival.mean(limit, said)
 
-    def _reading(self, prompt: int | None) -> float:
-        return self._prompt_seconds if prompt is None else self._prompt_token_seconds * prompt
+    def _before(self, prompt: int | None) -> float:
+        """Seconds of reading a prompt, and of the round by which every result is late."""
+        reading = self._prompt_seconds if prompt is None else self._prompt_token_seconds * prompt
+        return self._round_seconds + reading
 
 
 def seconds_to_slot(busy: Sequence[float], ahead: Iterable[float], slots: int) -> float:
