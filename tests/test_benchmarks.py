@@ -72,6 +72,7 @@ def test_a_page_keeps_all_but_its_table(tmp_path: Path) -> None:
 def test_docs_have_the_markers_that_the_programs_fill() -> None:
     for page, name in (
         ("tpu.md", "tpu"),
+        ("serving.md", "soak"),
         ("benchmarks.md", "run"),
         ("benchmarks.md", "training"),
         ("benchmarks.md", "gpu"),

@@ -37,8 +37,8 @@ class Backend(Protocol):
         """Why it failed."""
         ...
 
-    def reserve(self, profile: str, count: int = 1) -> Places:
-        """Places in a queue. Raises Overloaded, Unavailable."""
+    def reserve(self, profile: str, count: int = 1, tokens: int | None = None) -> Places:
+        """Places in a queue, for answers of at most `tokens` (0: no answers). Raises Overloaded, Unavailable."""
         ...
 
     def cancel(self, request_id: str, finish: Finish = "abort") -> bool:

@@ -147,7 +147,7 @@ async def original_answer(gateway: Gateway, body: OriginalBody, request: Request
     if body.drawn > most:
         raise bad(f"{body.drawn} answers are asked for; this server makes at most {most} of one prompt.", "n")
     profile = profile_for(body, gateway.model.profiles)
-    with gateway.reserve(profile, body.drawn) as places:
+    with gateway.reserve(profile, body.drawn, tokens=body.max_tokens) as places:
         read = await gateway.read(body.prompt)
         limit = min(body.max_tokens, gateway.model.context - len(read.tokens))
         async with Run(gateway, request.state.request_id, places) as run:
@@ -232,7 +232,7 @@ async def best_texts(pieces: Pieces, body: OriginalBody) -> list[str]:
 
 async def response_rewards(gateway: Gateway, body: RewardBody, request_id: str) -> list[float | None]:
     """One reward for every token of the response. Raises ApiError."""
-    with gateway.reserve(gateway.profile(None)) as places:
+    with gateway.reserve(gateway.profile(None), tokens=0) as places:
         prompt = await gateway.read(body.prompt)
         tokens = prompt.tokens + await gateway.read_behind(prompt, body.response)
         if len(tokens) > gateway.model.context:

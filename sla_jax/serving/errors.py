@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sla_jax.errors import UserError
-from sla_jax.serving.request import Overloaded, Unavailable
+from sla_jax.serving.request import Event, Overloaded, Unavailable
 
 TYPES = {
     401: "authentication_error",
@@ -68,8 +68,19 @@ def engine_failed(error: str | None) -> ApiError:
     return ApiError(500, error or "the engine failed.", code="engine_error")
 
 
-def ended(finish: str, error: str | None) -> ApiError | None:
+def _no_slot(retry_after: int) -> Overloaded:
+    return Overloaded(
+        "it waited for a slot for so long that its answer cannot end in the time that a request may take here; "
+        f"try again in about {retry_after} s.",
+        retry_after,
+        "deadline",
+    )
+
+
+def ended(event: Event) -> ApiError | Overloaded | None:
     """What a request's last event means when it is no answer."""
-    if finish == "timeout":
+    if event.finish == "refused":
+        return _no_slot(event.retry_after)
+    if event.finish == "timeout":
         return timed_out()
-    return engine_failed(error) if finish == "error" else None
+    return engine_failed(event.error) if event.finish == "error" else None

@@ -192,7 +192,7 @@ class Run:
         return self
 
     async def __anext__(self) -> Piece:
-        """The next piece of any answer. Raises ApiError when one fails or runs out of time."""
+        """The next piece of any answer. Raises ApiError when one fails or runs out of time, Overloaded for no slot."""
         while self._open:
             name, event = await self._events.get()
             if name not in self._open:
@@ -206,7 +206,7 @@ class Run:
                 del self._open[name]
                 if event.finish is None:
                     self._gateway.service.cancel(name, "continued" if piece.cut else "stop")
-                elif failure := ended(event.finish, event.error):
+                elif failure := ended(event):
                     raise failure
             return piece
         raise StopAsyncIteration
@@ -257,7 +257,7 @@ class Gateway:
     ) -> AsyncIterator[Run]:
         """Run one request; its pieces are what the Run yields. No max_tokens: as many as the context leaves."""
         chosen = self.profile(profile)
-        with self.reserve(chosen) as places:
+        with self.reserve(chosen, tokens=max_tokens) as places:
             read = await self.read(prompt)
             request = self.request(read, chosen, max_tokens, sampling=sampling, ignore_eos=ignore_eos)
             async with Run(self, request_id or new_id("req"), places) as run:
@@ -273,9 +273,12 @@ class Gateway:
         hint = nearest(name or "", names)
         raise bad(f"there is no search profile {name!r}; this server has {', '.join(names)}.{hint}", "search.profile")
 
-    def reserve(self, profile: Profile, count: int = 1) -> Places:
-        """Places in a profile's queue, to be had before a prompt is tokenized. Raises Overloaded, Unavailable."""
-        return self.service.reserve(profile.name, count)
+    def reserve(self, profile: Profile, count: int = 1, *, tokens: int | None = None) -> Places:
+        """Places in a profile's queue, to be had before a prompt is tokenized. Raises Overloaded, Unavailable.
+
+        tokens: the most that each answer may have; 0 for no answers, None for what the context leaves.
+        """
+        return self.service.reserve(profile.name, count, tokens)
 
     async def read(self, prompt: str | Sequence[int] | Chat, *, special: bool = True, param: str = "prompt") -> Prompt:
         """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, tokens without embedding."""

@@ -91,7 +91,7 @@ def _check_rewards(gateway: Gateway, body: RewardsBody) -> None:
 
 async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict[str, Any]:
     profile = choose(gateway.model, body.model, None)
-    with gateway.reserve(profile) as places:
+    with gateway.reserve(profile, tokens=0) as places:
         prompt, response = await _texts(gateway, body, profile.template)
         tokens = (*prompt, *response)
         if len(tokens) > gateway.model.context:

@@ -40,7 +40,7 @@ ERRORS = {
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
     500: "The engine failed.",
-    503: "The queue is full (Retry-After says when to come again), or the server is starting or shutting down.",
+    503: "No slot is free soon enough (come again after Retry-After), or the server is starting or shutting down.",
 }
 
 

@@ -82,6 +82,7 @@ class Stream(Job):
     sink: Sink
     began: float  # when its answer did, which another request may have begun
     since: float  # when it was submitted, or its last text was sent
+    read_since: float = 0.0  # when its prompt was begun
     reading: Reading | None = None
     rounds: int = 0
     explored: int = 0
@@ -112,6 +113,7 @@ def new_stream(request: Request, sink: Sink, now: float) -> Stream:
         profile=request.profile,
         prompt=request.prompt,
         deadline=request.deadline,
+        limit=request.max_tokens,
         goes_on=request.began is not None,
         request=request,
         sink=sink,

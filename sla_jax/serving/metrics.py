@@ -13,7 +13,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sla_jax.serving.request import Event
 
-REASONS = {"stop": "stop", "length": "length", "abort": "abort", "timeout": "abort", "error": "error"}  # ours → vLLM's
+# ours → vLLM's
+ABORTS = dict.fromkeys(("abort", "refused", "timeout"), "abort")
+REASONS = {"stop": "stop", "length": "length", "error": "error", **ABORTS}
 FIRST_TOKEN_TIMES = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),

@@ -52,7 +52,7 @@ class Exchange:
     async def opened(self) -> AsyncIterator[Run]:
         """Places first, tokens second, then everything is submitted; leaving cancels what still runs."""
         order, gateway = self.order, self._gateway
-        with gateway.reserve(order.profile, order.places) as places:
+        with gateway.reserve(order.profile, order.places, tokens=order.tokens) as places:
             self._prompts = [
                 await gateway.read(prompt, special=order.add_special_tokens, param=order.prompt_param)
                 for prompt in order.prompts

@@ -66,6 +66,11 @@ class Order:
         return 0 if self.max_tokens == 0 else len(self.prompts) * self.n
 
     @property
+    def tokens(self) -> int | None:
+        """The most tokens that each answer may have; None for what the context leaves."""
+        return self.most_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
     def tells_rounds(self) -> bool:
         """Whether rounds are told of."""
         return self.return_rewards or self.return_tree

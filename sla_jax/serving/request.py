@@ -11,7 +11,8 @@ from sla_jax.decode.snapshot import Tree
 
 MAX_STOP_TOKENS = 8  # that a request may add to the model's end tokens; every program has room for them
 Top = list[tuple[int, float]]  # (token, log-probability), best first
-Finish = Literal["stop", "length", "abort", "continued", "timeout", "error"]  # continued: by another request
+Finish = Literal["stop", "length", "abort", "continued", "refused", "timeout", "error"]
+# continued: by another request; refused: no slot came in time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Event(NamedTuple):
     cost: Cost | None = None  # of the answer so far, of everything that the engine says
     finish: Finish | None = None
     error: str | None = None
+    retry_after: int = 0  # seconds after which whoever was refused may come again
 
 
 class Inspected(NamedTuple):
@@ -87,11 +89,11 @@ class Inspected(NamedTuple):
 
 
 class Overloaded(Exception):
-    """The queue of a profile is full; try again after `retry_after` seconds (503)."""
+    """A request cannot be served in time, or not even queued; try again after `retry_after` seconds (503)."""
 
-    def __init__(self, message: str, retry_after: int):
+    def __init__(self, message: str, retry_after: int, reason: Literal["queue", "deadline"] = "queue"):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.reason = retry_after, reason
 
 
 class Unavailable(Exception):

@@ -36,17 +36,21 @@ class Job:
     needs_slot: bool = True
     goes_on: bool = False  # with an answer that another job began
     deadline: float | None = None
+    limit: int = 0  # tokens that its answer may have
+    said: int = 0  # tokens of its answer so far
     stage: Stage = "new"
     slot: int = -1
+    waited: bool = False  # no slot was free when it came
     begun: bool = False  # its first piece has been dealt
 
 
 class Line:
     """One profile's queue and slots."""
 
-    def __init__(self, name: str, slots: int):
+    def __init__(self, name: str, slots: int, queue: int):
         self.name = name
         self.slots = slots
+        self.queue = queue  # how many may have to wait
         self.free = list(range(slots))  # a heap
         self.reserved = 0
         self.waiting: deque[Job] = deque()
@@ -58,6 +62,11 @@ class Line:
     def queued(self) -> int:
         """Jobs and reserved places that have no slot."""
         return self.reserved + len(self.waiting) + len(self.inspections)
+
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody has a slot, nor waits or has a place for one."""
+        return len(self.free) == self.slots and not self.waiting and not self.reserved
 
     def admit(self) -> None:
         """Give free slots to whoever waits, in order."""
@@ -95,10 +104,9 @@ class Scheduler:
     """The order of things. Not thread-safe: its caller holds a lock around every call but `pieces` and `rounds`,
     which touch only what jobs with a slot touch."""
 
-    def __init__(self, slots: Mapping[str, int], queue: int, pieces: int = PIECES):
-        self.lines = {name: Line(name, count) for name, count in slots.items()}
+    def __init__(self, slots: Mapping[str, int], queues: Mapping[str, int], pieces: int = PIECES):
+        self.lines = {name: Line(name, count, queues[name]) for name, count in slots.items()}
         self.jobs: dict[str, Job] = {}
-        self._queue = queue
         self._pieces = pieces
         self._turns = deque(self.lines.values())
 
@@ -107,7 +115,7 @@ class Scheduler:
     def room(self, profile: str) -> int:
         """Places that can still be reserved."""
         line = self.lines[profile]
-        return self._queue + len(line.free) - line.queued
+        return line.queue + len(line.free) - line.queued
 
     def reserve(self, profile: str, count: int) -> bool:
         """Reserve all `count` places or none."""
@@ -129,6 +137,7 @@ class Scheduler:
             line.waiting.appendleft(job)
         else:
             self.release(job.profile, 1)
+            job.waited = job.needs_slot and len(line.waiting) >= len(line.free)
             (line.waiting if job.needs_slot else line.inspections).append(job)
         self.jobs[job.id], job.stage = job, "waiting"
 
@@ -137,6 +146,11 @@ class Scheduler:
         self.lines[job.profile].leave(job)
         del self.jobs[job.id]
         job.stage = "done"
+
+    def holding(self, profile: str) -> list[Job]:
+        """Jobs that have a slot of a profile."""
+        having = (job for job in self.jobs.values() if job.profile == profile and job.needs_slot)
+        return [job for job in having if job.stage in ("reading", "running")]
 
     def overdue(self, now: float) -> list[Job]:
         """Jobs whose deadline has come."""

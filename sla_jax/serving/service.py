@@ -13,11 +13,11 @@ only reserve, submit, ask to cancel and ask to drain. Imports no jax; of the dev
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 from sla_jax.errors import UserError, for_the_user
+from sla_jax.serving.admission import Admission
 from sla_jax.serving.jobs import CLOSED, Check, Flight, State, Stream, Worker, new_check, new_stream
 from sla_jax.serving.metrics import Metrics
 from sla_jax.serving.request import Answer, Event, Finish, Inspected, Inspection, Overloaded, Request, Sink, Unavailable
@@ -68,9 +68,11 @@ class Service:
     ):
         self.failure: Exception | None = None
         self._limits, self._metrics, self._clock = limits, metrics, clock
-        self._scheduler = Scheduler(profiles, limits.queue)
+        queues = {name: limits.queue_of(slots) for name, slots in profiles.items()}
+        self._scheduler = Scheduler(profiles, queues)
+        self._admission = Admission(self._scheduler, limits.timeout)
         self._state: State = "starting"
-        self._news = threading.Condition()  # guards the scheduler, the state and the two below
+        self._news = threading.Condition()  # guards the scheduler, the admission, the state and the two below
         self._cancelled: dict[str, Finish] = {}  # by request: how it is to end
         self._drain_until: float | None = None
         self._begun = threading.Event()  # the state is not "starting" any more
@@ -79,7 +81,6 @@ class Service:
         self._flights: list[Flight] = []
         self._checks: list[Check] = []
         self._waited = 0.0
-        self._finishes = {name: deque[float](maxlen=32) for name in profiles}
 
     # ---- for every thread ----
 
@@ -98,8 +99,8 @@ class Service:
         self._thread = threading.Thread(target=self._run, args=[build], name="service", daemon=True)
         self._thread.start()
 
-    def reserve(self, profile: str, count: int = 1) -> Ticket:
-        """`count` places in a profile's queue, to be had before any work is done.
+    def reserve(self, profile: str, count: int = 1, tokens: int | None = None) -> Ticket:
+        """`count` places in a profile's queue, to be had before any work is done; `tokens` bounds each answer.
 
         Raises Overloaded, Unavailable, and UserError for more than there can ever be.
         """
@@ -107,14 +108,11 @@ class Service:
             if self._state != "ready":
                 self._metrics.rejections.labels(self._state).inc()
                 raise Unavailable(f"{CLOSED[self._state]}.")
-            most = self._limits.queue + self._scheduler.lines[profile].slots
-            if count > most:
-                raise UserError(
-                    f"this needs {count} places and the profile {profile} has {most}; ask for fewer answers."
-                )
-            if not self._scheduler.reserve(profile, count):
-                self._metrics.rejections.labels("queue").inc()
-                raise self._overloaded(profile, count)
+            try:
+                self._admission.reserve(profile, count, tokens, self._clock())
+            except Overloaded as error:
+                self._metrics.rejections.labels(error.reason).inc()
+                raise
             self._show_load(profile)
         return Ticket(self, profile, count)
 
@@ -167,19 +165,6 @@ class Service:
             self._scheduler.add(job)
             self._news.notify()
 
-    def _overloaded(self, profile: str, count: int) -> Overloaded:
-        """How long until `count` requests have ended, going by the latest of this profile: 1 to 60 seconds."""
-        ends = self._finishes[profile]
-        pace = (self._clock() - ends[0]) / len(ends) if ends else 1.0
-        retry_after = max(1, min(60, round(pace * count)))
-        queued = self._scheduler.lines[profile].queued
-        asked = "this request needs one place" if count == 1 else f"this request needs {count} places"
-        return Overloaded(
-            f"the queue of the profile {profile} is full ({queued} waiting, {self._limits.queue} allowed; {asked}); "
-            f"try again in about {retry_after} s.",
-            retry_after,
-        )
-
     def _show_load(self, profile: str) -> None:
         line = self._scheduler.lines[profile]
         self._metrics.load(profile, used=line.slots - len(line.free), waiting=line.queued)
@@ -219,38 +204,41 @@ class Service:
         return True
 
     def _step(self) -> None:
-        began, self._waited = time.perf_counter(), 0.0
+        began, self._waited, now = time.perf_counter(), 0.0, self._clock()
         self._sweep()
         with self._news:
             self._scheduler.admit()
         first_tokens = self._read_prompts()
         rounds = self._dispatch_rounds()
         checks = self._dispatch_check()
-        read = len(self._flights)
-        for flight in [*self._flights, *first_tokens]:
-            self._emit(flight)
+        gains = [(flight.profile, self._emit(flight)) for flight in [*self._flights, *first_tokens]]
         for check in self._checks:
             self._answer(check)
+        self._metrics.step(time.perf_counter() - began, self._waited, len(self._flights))
         self._flights, self._checks = rounds, checks
         with self._news:
+            for profile, tokens in gains:
+                if profile is not None and tokens:
+                    self._admission.paces[profile].round(self._clock() - now, tokens)
             for profile in self._scheduler.lines:
                 self._show_load(profile)
-        self._metrics.step(time.perf_counter() - began, self._waited, read)
 
     # ---- schedule ----
 
     def _sweep(self) -> None:
-        """End what was cancelled, what is too late, and after the grace period everything."""
+        """End what was cancelled, what is or must become too late, and after the grace period everything."""
         now = self._clock()
         with self._news:
             jobs = self._scheduler.jobs
             over = [(jobs[name], finish) for name, finish in self._cancelled.items() if name in jobs]
-            over += [(job, "timeout") for job in self._scheduler.overdue(now) if job.id not in self._cancelled]
+            over += [(job, "timeout") for job in self._scheduler.overdue(now)]
+            over += [(job, "refused") for job in self._admission.hopeless(now)]
             if self._drain_until is not None and self._drain_until <= now:
                 over = [(job, "abort") for job in jobs.values()]
             self._cancelled.clear()
         for job, finish in over:
-            self._stop(job, finish)
+            if job.stage != "done":  # for more than one reason
+                self._stop(job, finish)
 
     def _stop(self, job: Job, finish: Finish, error: str | None = None) -> None:
         """End a job before its time."""
@@ -260,21 +248,23 @@ class Service:
 
     def _close(self, job: Job, finish: Finish, error: str | None) -> None:
         """Take a job out and tell whoever waits for it."""
+        with self._news:
+            retry_after = self._admission.retry_after(job.profile, self._clock()) if finish == "refused" else 0
         self._leave(job, finish)
         if isinstance(job, Stream):
             cached = 0 if job.reading is None else job.reading.cached
-            event = Event(round=None, explored=job.explored, cached=cached, finish=finish, error=error)
+            event = Event(explored=job.explored, cached=cached, finish=finish, error=error, retry_after=retry_after)
             self._tell(job, event)
         elif isinstance(job, Check):
             self._tell_check(job, Inspected(None, [], [], error or f"the inspection was ended ({finish})"))
 
-    def _leave(self, job: Job, outcome: str) -> None:
+    def _leave(self, job: Job, outcome: Finish) -> None:
+        now = self._clock()
         with self._news:
             self._scheduler.leave(job)
+            self._admission.left(job, outcome, now)
             self._show_load(job.profile)
         if isinstance(job, Stream):
-            now = self._clock()
-            self._finishes[job.profile].append(now)
             self._metrics.ended(job.profile, outcome, now - job.began)
         else:
             self._metrics.inspections.labels(outcome).inc()
@@ -293,12 +283,14 @@ class Service:
                 pending = self._worker.insert(job.request, job.reading, job.slot)
                 with self._news:
                     self._scheduler.start(job)
+                    self._admission.paces[job.profile].prompt(self._clock() - job.read_since, len(job.prompt))
                 self._metrics.prompt(len(job.prompt), job.reading.cached)
                 first_tokens.append(Flight(pending, {job.slot: job}, None))
         return first_tokens
 
     def _begin(self, stream: Stream) -> bool:
         """Whether a request can be begun; its own data may be at fault, which is nobody else's trouble."""
+        stream.read_since = self._clock()
         try:
             stream.reading = self._worker.begin(stream.request)
         except Exception as error:
@@ -328,9 +320,9 @@ class Service:
 
     # ---- emit ----
 
-    def _emit(self, flight: Flight) -> None:
-        """Read a result and pass it on to those who sat there and still do."""
-        began = time.perf_counter()
+    def _emit(self, flight: Flight) -> list[int]:
+        """Read a result and pass it on to those who sat there and still do; the tokens that it brought each of them."""
+        began, gains = time.perf_counter(), list[int]()
         flight.pending.wait()
         self._waited += time.perf_counter() - began
         events = flight.pending.get()
@@ -340,17 +332,21 @@ class Service:
                 continue
             number = None if flight.profile is None else job.rounds
             job.rounds += flight.profile is not None
-            event = events.get(slot)
+            event, said = events.get(slot), job.said
             if event is not None and (event.tokens or event.finish or event.progress or event.tree):
                 self._pass_on(job, event._replace(round=number, cached=job.reading.cached))
+            gains.append(job.said - said)
+        return gains
 
     def _pass_on(self, stream: Stream, event: Event) -> None:
         now = self._clock()
         explored = max(event.explored, stream.explored)
         self._metrics.tokens(stream.profile, event, explored - stream.explored)
         stream.explored = explored
-        if len(event.tokens) > event.repeated:
-            self._metrics.text(stream.profile, now - stream.since, len(event.tokens) - event.repeated, stream.started)
+        new = len(event.tokens) - event.repeated
+        stream.said = max(stream.said, event.progress.tokens) if event.progress else stream.said + new
+        if new:
+            self._metrics.text(stream.profile, now - stream.since, new, stream.started)
             stream.since, stream.started = now, True
         if event.finish is not None:
             self._leave(stream, event.finish)

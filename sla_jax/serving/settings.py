@@ -12,6 +12,8 @@ from sla_jax.errors import UserError
 from sla_jax.text import check_date
 from sla_jax.web import check_hosts
 
+BEARABLE = 8  # answers, one after the other, that somebody may have to wait for
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -120,8 +122,8 @@ class Engines:
 class Limits:
     """What is refused, dropped or cut off, and when."""
 
-    queue: int = 64
-    """Requests that may wait for a slot of one profile; more are answered with 503."""
+    queue: int | None = None
+    """Requests that may wait for a slot of one profile; more get 503. Unless said, 8 times its slots (`queue_of`)."""
     body_bytes: int = 4 * 2**20
     """Largest request body; more is answered with 413."""
     timeout: float = 600.0
@@ -130,6 +132,14 @@ class Limits:
     """Seconds that running requests get to finish after SIGTERM."""
     choices: int = 16
     """Most answers of one request: prompts times n."""
+
+    def queue_of(self, slots: int) -> int:
+        """Requests that may wait for one of so many slots: `queue`, or slots × the bearable wait ÷ an answer's length.
+
+        The bearable wait is as long as BEARABLE answers. But a queue is not so short that it could not hold the largest
+        request, `choices` answers and as many prompts to look at.
+        """
+        return max(BEARABLE * slots, 2 * self.choices) if self.queue is None else self.queue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ class FakeService:
         self.state, self.error = "ready", None
         self.overloaded = False
         self.reserved = 0
+        self.bounds: list[int | None] = []  # tokens that places were asked for
         self.requests: list[Request] = []
         self.inspections: list[Inspection] = []
         self.cancelled: list[str] = []
@@ -98,7 +99,8 @@ class FakeService:
         self._checks: dict[str, Answer] = {}
         self.threads: list[threading.Thread] = []
 
-    def reserve(self, profile: str, count: int = 1) -> FakeTicket:
+    def reserve(self, profile: str, count: int = 1, tokens: int | None = None) -> FakeTicket:
+        self.bounds.append(tokens)
         if self.overloaded:
             raise Overloaded(f"the queue of the profile {profile} is full.", 7)
         if self.state != "ready":

@@ -70,7 +70,7 @@ class Scripted:
     places: int = 0
     on_cancel: Callable[[], None] = lambda: None
 
-    def reserve(self, profile: str, count: int = 1) -> "Scripted":
+    def reserve(self, profile: str, count: int = 1, tokens: int | None = None) -> "Scripted":
         if self.refusal is not None:
             raise self.refusal
         self.places += count

@@ -350,15 +350,18 @@ def test_the_access_log_has_no_prompts_unless_asked(caplog):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("finish", "status", "kind"), [("timeout", 408, "timeout_error"), ("error", 500, "server_error")]
+    ("finish", "status", "kind"),
+    [("timeout", 408, "timeout_error"), ("error", 500, "server_error"), ("refused", 503, "service_unavailable")],
 )
 def test_what_goes_wrong_on_the_way(stream, finish, status, kind):
-    service = FakeService(ending=Event(finish=finish, error="it broke" if finish == "error" else None))
+    service = FakeService(ending=Event(finish=finish, error="it broke" if finish == "error" else None, retry_after=7))
     response = call(fake_app(service), CHAT, {**HELLO, "n": 2, "max_tokens": 5, "stream": stream})
     error = events(response)[-1]["error"] if stream else response.json()["error"]
     assert response.status_code == (200 if stream else status)
     assert error["type"] == kind
     assert finish != "error" or error["message"] == "it broke"
+    assert finish != "refused" or "again in about 7 s" in error["message"]
+    assert response.headers.get("retry-after") == ("7" if finish == "refused" and not stream else None)
     assert service.reserved == 0
 
 
@@ -386,7 +389,7 @@ def test_other_origins_only_by_leave():
 
 def test_errors_of_ours_are_500_and_told_to_the_log(caplog):
     class Broken(FakeService):
-        def reserve(self, profile: str, count: int = 1):
+        def reserve(self, profile: str, count: int = 1, tokens: int | None = None):
             raise RuntimeError("our mistake")
 
     response = call(fake_app(Broken()), CHAT, HELLO)

@@ -13,6 +13,11 @@ QUEUE = 4
 PROFILES = st.sampled_from(sorted(SLOTS))
 
 
+def made(slots, queue, **options):
+    """A scheduler whose queues are all as long."""
+    return Scheduler(slots, dict.fromkeys(slots, queue), **options)
+
+
 def make(scheduler, name, profile="greedy", *, prompt=None, needs_slot=True, deadline=None):
     """A job in the queue; its prompt is its own unless given."""
     job = Job(
@@ -35,7 +40,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.scheduler = Scheduler(SLOTS, QUEUE)
+        self.scheduler = made(SLOTS, QUEUE)
         self.numbers = itertools.count()
         self.reserved = dict.fromkeys(SLOTS, 0)
         self.alive: list[Job] = []  # in the order of arrival
@@ -149,7 +154,7 @@ TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadlin
 
 
 def test_a_place_is_reserved_for_all_or_none():
-    scheduler = Scheduler({"greedy": 2}, queue=3)
+    scheduler = made({"greedy": 2}, 3)
     assert scheduler.room("greedy") == 5  # two could start at once, three may wait
     assert not scheduler.reserve("greedy", 6)
     assert scheduler.reserve("greedy", 5) and not scheduler.reserve("greedy", 1)
@@ -158,7 +163,7 @@ def test_a_place_is_reserved_for_all_or_none():
 
 
 def test_running_jobs_do_not_count_against_the_queue():
-    scheduler = Scheduler({"greedy": 1}, queue=1)
+    scheduler = made({"greedy": 1}, 1)
     first = make(scheduler, "first")
     make(scheduler, "second")
     assert scheduler.room("greedy") == 0
@@ -170,7 +175,7 @@ def test_running_jobs_do_not_count_against_the_queue():
 
 
 def test_a_long_prompt_gets_one_piece_a_step_and_short_ones_pass_it():
-    scheduler = Scheduler({"greedy": 4}, queue=4)
+    scheduler = made({"greedy": 4}, 4)
     for name in ("long", "one", "two", "three"):
         make(scheduler, name)
     order = []
@@ -184,7 +189,7 @@ def test_a_long_prompt_gets_one_piece_a_step_and_short_ones_pass_it():
 
 
 def test_pieces_are_few_while_somebody_runs_and_rotate():
-    scheduler = Scheduler({"greedy": 8}, queue=8)
+    scheduler = made({"greedy": 8}, 8)
     scheduler.admit()
     runner = make(scheduler, "runner")
     scheduler.admit()
@@ -200,7 +205,7 @@ def test_pieces_are_few_while_somebody_runs_and_rotate():
 
 
 def test_nobody_running_means_nobody_to_hold_up():
-    scheduler = Scheduler({"greedy": 8}, queue=8)
+    scheduler = made({"greedy": 8}, 8)
     for name in "abcdefgh":
         make(scheduler, name)
     scheduler.admit()
@@ -208,7 +213,7 @@ def test_nobody_running_means_nobody_to_hold_up():
 
 
 def test_equal_prompts_are_read_one_after_another_in_the_same_step():
-    scheduler = Scheduler({"greedy": 4}, queue=4)
+    scheduler = made({"greedy": 4}, 4)
     for name in "abc":
         make(scheduler, name, prompt=(1, 2, 3))
     make(scheduler, "other")
@@ -223,7 +228,7 @@ def test_equal_prompts_are_read_one_after_another_in_the_same_step():
 
 
 def test_profiles_take_turns():
-    scheduler = Scheduler({"greedy": 2, "sla": 2, "wide": 2}, queue=4, pieces=1)
+    scheduler = made({"greedy": 2, "sla": 2, "wide": 2}, 4, pieces=1)
     runner = make(scheduler, "runner", "wide")
     scheduler.admit()
     list(scheduler.pieces())
@@ -246,7 +251,7 @@ def test_profiles_take_turns():
 
 
 def test_deadlines_and_inspections():
-    scheduler = Scheduler({"greedy": 1}, queue=4)
+    scheduler = made({"greedy": 1}, 4)
     late = make(scheduler, "late", deadline=5.0)
     make(scheduler, "patient")
     check = make(scheduler, "check", needs_slot=False, deadline=7.0)
@@ -259,7 +264,7 @@ def test_deadlines_and_inspections():
 
 
 def test_what_goes_on_with_an_answer_is_first_and_needs_no_place():
-    scheduler = Scheduler({"greedy": 1}, queue=1)
+    scheduler = made({"greedy": 1}, 1)
     running = make(scheduler, "running")
     scheduler.admit()
     waiting = make(scheduler, "waiting")

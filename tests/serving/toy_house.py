@@ -22,12 +22,12 @@ class Clock:
 class House:
     """A running service, its worker and its metrics. Every stream opened here has to end."""
 
-    def __init__(self, slots=None, queue=16, clock=None, **toy):
+    def __init__(self, slots=None, queue=16, clock=None, timeout=600.0, **toy):
         slots = slots or SLOTS
         self.worker = ToyWorker(slots, **toy)
         self.metrics = Metrics(slots, "toy")
         self.clock = clock or Clock()
-        self.service = Service(slots, Limits(queue=queue), self.metrics, clock=self.clock)
+        self.service = Service(slots, Limits(queue=queue, timeout=timeout), self.metrics, clock=self.clock)
         self.listeners: dict[str, Listener] = {}
 
     def __enter__(self):
@@ -49,7 +49,7 @@ class House:
         prompt = prompt or tuple(map(ord, name))
         times = {"deadline": deadline, "began": began}
         request = Request(id=name, profile=profile, prompt=prompt, max_tokens=tokens, ends=(), **times)
-        with self.service.reserve(profile, int(began is None)) as ticket:
+        with self.service.reserve(profile, int(began is None), tokens) as ticket:
             ticket.submit(request, listener)
         if sink is None:
             self.listeners[name] = listener
@@ -83,6 +83,6 @@ def expected(name, tokens=9):
 
 def inspect(house, name, profile="greedy"):
     heard, done = [], threading.Event()
-    with house.service.reserve(profile) as ticket:
+    with house.service.reserve(profile, tokens=0) as ticket:
         ticket.inspect(Inspection(id=name, tokens=(1, 2, 3)), lambda result: (heard.append(result), done.set()))
     return heard, done

@@ -81,6 +81,7 @@ class ToyWorker:
         self.calls: Counter[str] = Counter()
         self.log: list[tuple[str, str]] = []
         self.failures: dict[str, Exception] = {}  # method → what it raises
+        self.length_of: Callable[[Request], int] = lambda request: request.max_tokens  # at which it ends by itself
         self.on_call: Callable[[str, str], None] = lambda name, what: None
         self.gate = Gate()
         self.threads: set[int] = set()
@@ -123,10 +124,12 @@ class ToyWorker:
         seat.explored += self.chunk
         if seat.rounds <= self.ramp:
             return None
-        tokens = answer(seat.request.prompt, min(self.chunk, seat.request.max_tokens - seat.sent), seat.sent)
+        limit = seat.request.max_tokens
+        end = min(limit, self.length_of(seat.request))
+        tokens = answer(seat.request.prompt, min(self.chunk, end - seat.sent), seat.sent)
         repeated = 1 if seat.sent == 0 else 0
         seat.sent += len(tokens)
-        finish: Finish | None = "length" if seat.sent == seat.request.max_tokens else None
+        finish: Finish | None = None if seat.sent < end else "length" if end == limit else "stop"
         return Event(
             tokens=tokens,
             repeated=repeated,
