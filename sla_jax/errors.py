@@ -15,12 +15,32 @@ class UserError(Exception):
     """What came, what was expected and what to do about it, in one paragraph."""
 
 
+CLOSE = 0.6  # of difflib's ratio, 2 × (letters that two names share) / (letters of both)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string when none is close.
 
-    Never `name` itself: what was refused is no advice."""
-    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1, cutoff=0.6)
+    Never `name` itself: what was refused is no advice. A name so long that it shares too little with every known one,
+    even if it has all of their letters, is not compared: difflib takes minutes for a text of megabytes."""
+    others = [other for other in known if other != name]
+    if len(name) > max(map(len, others), default=0) * (2 / CLOSE - 1):
+        return ""
+    close = difflib.get_close_matches(name, others, n=1, cutoff=CLOSE)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its first `most` characters and how many more there were: for what somebody else wrote."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most} more characters)"
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """`repr` of what somebody else wrote, shortened; of a long text only the beginning is spelled."""
+    if not isinstance(value, str):
+        return shortened(repr(value), most)
+    more = f"… ({len(value) - most} more characters)" if len(value) > most else ""
+    return repr(value[:most]) + more
 
 
 # what to do about an OSError, by its number; of any other the file's name has to do
