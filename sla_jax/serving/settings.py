@@ -120,9 +120,15 @@ class Limits:
     """What is refused, dropped or cut off, and when."""
 
     queue: int = 64
-    """Requests that may wait for a slot of one profile; more are answered with 503."""
+    """Requests that may wait for a slot of one profile, or for the tokenizer; more are answered with 503."""
     body_bytes: int = 4 * 2**20
     """Largest request body; more is answered with 413."""
+    head: float = 15.0
+    """Seconds for the head of a request, from the connection or its first byte on; then the connection is closed."""
+    body: float = 30.0
+    """Seconds for the body of a request; a slower one is answered with 408."""
+    unread: float = 60.0
+    """Seconds that a client may read nothing of its answer; then the connection is cut."""
     timeout: float = 600.0
     """Seconds that a request may take, waiting included."""
     grace: float = 30.0
