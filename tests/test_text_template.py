@@ -1,5 +1,6 @@
 """Templates: as `transformers` renders them, on any day, with variables, in the form that they want, or refused."""
 
+import copy
 import datetime
 import json
 
@@ -20,6 +21,7 @@ from sla_jax.text import (
     unread_variables,
     with_template,
 )
+from sla_jax.text.template import _loses_text
 from tests import tiny
 from tests.tiny import CHATML
 
@@ -302,3 +304,15 @@ def test_messages_of_another_form_are_refused(message):
 def test_an_empty_conversation_is_refused():
     with pytest.raises(UserError, match="the conversation is empty"):
         chat_ids(of(CHATML), [])
+
+
+def test_variables_that_a_client_chose_are_not_remembered(tiny_tokenizer):
+    """What a template does with contents is; neither variables that it does not read nor long ones may fill that."""
+    tokenizer = copy.copy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ mood }}" + CHATML
+    chat_text(tokenizer, ASK, variables={"mood": "a"})
+    before = _loses_text.cache_info().currsize
+    for number in range(5):
+        assert "Hi" in chat_text(tokenizer, ASK, variables={"mood": "a", f"unread{number}": "b"})
+        assert chat_text(tokenizer, ASK, variables={"mood": f"{number}" * 5000}).startswith(f"{number}" * 5000)
+    assert _loses_text.cache_info().currsize == before

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 from sla_jax.errors import UserError
-from sla_jax.text import chat_ids, check_vocabulary, encode, encode_behind, load_tokenizer, tokens_beyond
+from sla_jax.text import (
+    chat_ids,
+    check_vocabulary,
+    encode,
+    encode_behind,
+    encoding,
+    load_tokenizer,
+    tokens_beyond,
+)
 from tests import tiny
 
 LONG = [{"role": "user", "content": "word " * 40}]
@@ -91,3 +100,21 @@ def test_a_token_that_was_added_is_named(tmp_path: Path):
         UserError, match=r"the prompt: the token '\[PAD\]' \(320\) has no embedding; .* and its tokenizer has 322"
     ):
         check_vocabulary(load_tokenizer(tmp_path), encode(tokenizer, "a [PAD]"), 320, "the prompt")
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, PIECES], ids=["bytes", "pieces"])
+@given(text=st.text(max_size=40) | st.text("aé👍 <|im_end|>", max_size=40), special=st.booleans())
+def test_an_encoding_is_the_tokenizers_own_with_offsets_in_characters(tokenizer, text, special):
+    ours = encoding(tokenizer, text, special=special)
+    theirs = tokenizer.backend_tokenizer.encode(text, add_special_tokens=special)
+    assert (ours.ids, ours.offsets) == (theirs.ids, theirs.offsets)
+
+
+def test_a_text_at_which_the_regular_expression_gives_up_is_told_and_the_next_one_is_read(capfd):
+    """A real panic of the Rust side: this expression tries 2^40 ways."""
+    tokenizer = tiny.byte_level_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
+    with pytest.raises(UserError, match="cannot read this text of 40 characters.*retry-limit"):
+        encode(tokenizer, "a" * 40)
+    assert encode(tokenizer, "ab")
+    capfd.readouterr()  # Rust prints its panic itself

@@ -14,7 +14,9 @@ from sla_jax.errors import UserError, nearest, shortened
 
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Its fourth choice is \s*[\r\n]+ in Llama 3's tokenizer.json, for which Oniguruma gives up (a Rust panic) behind some
+# millions of spaces: it tries each of them again. These atomic groups match the same and try nothing twice.
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|(?>(?>[^\S\r\n]*)[\r\n]+)+|\s+(?!\S)|\s+"
 
 
 def _gpt2() -> Any:

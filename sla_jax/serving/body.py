@@ -2,17 +2,22 @@
 
 Types are strict ("1" is no number, true is no integer). A field that is null is absent, at every depth. A name that no
 model has is not refused here: `complaints.UnknownFields` tells the client of it, or refuses it if the server is strict.
+
+A body with a million mistakes has a few errors: a list (`Many`) ends at its first bad element, an object that forbids
+unknown names at the first one.
 """
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticOmit, core_schema
 
 EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 NOT_HONOURED = "not_honoured"
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]  # every list in a body
 
 
 def _nullable(schema: dict[str, Any]) -> None:
@@ -30,7 +35,14 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, data: Any) -> Any:
-        return without_nulls(data) if isinstance(data, dict) else data
+        """Without nulls; of names that this object does not know, one is enough to refuse it."""
+        if not isinstance(data, dict):
+            return data
+        data = without_nulls(data)
+        if cls.model_config.get("extra") != "forbid":
+            return data
+        unknown = [name for name in data if name not in cls.model_fields][:1]
+        return {name: value for name, value in data.items() if name in cls.model_fields or name in unknown}
 
 
 def without_nulls(data: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +104,7 @@ class NoOps(Body):
     parallel_tool_calls: bool | None = None
     spaces_between_special_tokens: bool | None = None
     request_id: str | None = None
-    rid: str | list[str] | None = None
+    rid: str | Many[str] | None = None
     session_id: str | None = None
     custom_labels: dict[str, Any] | None = None
 

@@ -24,6 +24,7 @@ from starlette.types import Send
 from sla_jax.decode.greedy import Greedy
 from sla_jax.decode.sla import SLA
 from sla_jax.serving.answer import Piece
+from sla_jax.serving.bodies import BodyRoute
 from sla_jax.serving.compat_bodies import JetStreamBody, OriginalBody, RewardBody, RewardsReply, TextReply, TextsReply
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.serving.gateway import Gateway, Run
@@ -40,7 +41,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 
 def router(gateway: Gateway) -> APIRouter:
     """The routes of both."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     jetstream_routes(routes, gateway)
     original_routes(routes, gateway)
     return routes
@@ -148,7 +149,7 @@ async def original_answer(gateway: Gateway, body: OriginalBody, request: Request
         raise bad(f"{body.drawn} answers are asked for; this server makes at most {most} of one prompt.", "n")
     profile = profile_for(body, gateway.model.profiles)
     with gateway.reserve(profile, body.drawn, tokens=body.max_tokens) as places:
-        read = await gateway.read(body.prompt)
+        read = await gateway.prompts.read(body.prompt)
         limit = min(body.max_tokens, gateway.model.context - len(read.tokens))
         async with Run(gateway, request.state.request_id, places) as run:
             for _ in range(body.drawn):
@@ -233,8 +234,8 @@ async def best_texts(pieces: Pieces, body: OriginalBody) -> list[str]:
 async def response_rewards(gateway: Gateway, body: RewardBody, request_id: str) -> list[float | None]:
     """One reward for every token of the response. Raises ApiError."""
     with gateway.reserve(gateway.profile(None), tokens=0) as places:
-        prompt = await gateway.read(body.prompt)
-        tokens = prompt.tokens + await gateway.read_behind(prompt, body.response)
+        prompt = await gateway.prompts.read(body.prompt)
+        tokens = prompt.tokens + await gateway.prompts.read_behind(prompt, body.response)
         if len(tokens) > gateway.model.context:
             raise bad(
                 f"prompt and response have {len(tokens)} tokens; this model reads at most {gateway.model.context}.",

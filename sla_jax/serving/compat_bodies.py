@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sla_jax.decode.sampling import Sampling
-from sla_jax.serving.body import Body, NoOps, Nothing
+from sla_jax.serving.body import Body, Many, NoOps, Nothing
 from sla_jax.serving.errors import bad
 from sla_jax.serving.replies import Reply
 from sla_jax.serving.schema import MAX_INT, Stops, StopTokens, Text, Token
@@ -23,7 +23,7 @@ class TextContent(Body):
 class TokenContent(Body):
     """A prompt as token ids; nothing is put before them."""
 
-    token_ids: Annotated[list[Token], Field(min_length=1)]
+    token_ids: Annotated[Many[Token], Field(min_length=1)]
 
 
 class JetStreamBody(Body):

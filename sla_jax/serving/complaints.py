@@ -5,15 +5,15 @@ servers send such fields. They have no effect, and the answer's header x-ignored
 """
 
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
-from starlette.requests import Request
 
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError, nearest, quoted
 from sla_jax.serving.body import NOT_HONOURED, without_nulls
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.text import PreTrainedTokenizerBase, unread_variables
@@ -24,32 +24,34 @@ MAX_NAME, MAX_NAMES, MAX_TOLD = 64, 32, 1000  # characters of a name, names in a
 
 
 class UnknownFields:
-    """Finds the fields of a request that nobody knows, before anything else looks at its body; for every route alike.
+    """Finds the fields of a body that nobody knows, before anything else looks at it; for every route alike.
 
-    Likewise variables that the chat template does not read. Their names are left in `request.state.ignored` for the
-    header, and each is told to the log once. Strict: an ApiError.
+    Likewise variables that the chat template does not read. Each name is told to the log once.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strict: bool):
         self._tokenizer, self._strict, self._told = tokenizer, strict, set[str]()
 
-    async def __call__(self, request: Request) -> None:
-        """Look at one request."""
-        model = model_of(request)
-        if model is None or not await request.body():
-            return
-        body = await request.json()
+    def of(self, model: Any, body: Any) -> list[str]:
+        """Their names, as words of a header: `MAX_NAMES` at most, where the last one counts the rest ("+17").
+
+        Raises ApiError if the server is strict."""
         if not isinstance(body, dict):
-            return
-        unknown = [*unknown_fields(model, body), *self._unread(model, body)]
-        if unknown and self._strict:
-            raise _unknown(unknown[0], model)
-        names = dict.fromkeys(".".join(step for step in path if isinstance(step, str)) for path in unknown)
-        request.state.ignored = [_printable(name) for name in list(names)[:MAX_NAMES]]
-        for name in request.state.ignored:
+            return []
+        names, more = dict[str, None](), 0
+        for path in itertools.chain(unknown_fields(model, body), self._unread(model, body)):
+            if self._strict:
+                raise _unknown(path, model)
+            name = _printable(".".join(step[:MAX_NAME] for step in path if isinstance(step, str)))
+            if name not in names and len(names) == MAX_NAMES - 1:
+                more += 1
+            else:
+                names[name] = None
+        for name in names:
             if name not in self._told and len(self._told) < MAX_TOLD:
                 self._told.add(name)
                 log.warning("requests have the field %s, which this server does not know and ignores", name)
+        return [*names, *([f"+{more}"] if more else [])]
 
     def _unread(self, model: Any, body: dict[str, Any]) -> Iterator[Path]:
         """The variables without effect; what cannot be a variable is an error later on."""
@@ -59,26 +61,26 @@ class UnknownFields:
                 yield from (("chat_template_kwargs", name) for name in unread_variables(self._tokenizer, given))
 
 
-def model_of(request: Request) -> Any:
-    """The model of the body that a request's route takes, if it takes one."""
-    field = getattr(request.scope.get("route"), "body_field", None)
-    return getattr(getattr(field, "field_info", None), "annotation", None)
-
-
 def unknown_fields(model: Any, value: Any) -> Iterator[Path]:
     """Where a value that should become a `model` has names that it does not know; pydantic looks for those in ours."""
-    if isinstance(value, list):
-        for position, item in enumerate(value):
-            yield from ((position, *path) for path in unknown_fields(model, item))
-        return
     models = list(_models(model))
-    if not isinstance(value, dict) or not models or any(one.model_config.get("extra") == "forbid" for one in models):
+    if not models or any(one.model_config.get("extra") == "forbid" for one in models):
         return
     known = {name: field.annotation for one in models for name, field in one.model_fields.items()}
+    if isinstance(value, dict):
+        yield from _unknown_of(known, value)
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            if isinstance(item, dict):
+                yield from ((position, *path) for path in _unknown_of(known, item))
+
+
+def _unknown_of(known: Mapping[str, Any], value: dict[str, Any]) -> Iterator[Path]:
+    """The same of an object and the annotations of its fields."""
     for name, item in without_nulls(value).items():
         if name not in known:
             yield (name,)
-        else:
+        elif isinstance(item, dict | list):
             yield from ((name, *path) for path in unknown_fields(known[name], item))
 
 
@@ -88,9 +90,12 @@ def _printable(name: str) -> str:
 
 
 def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
-    """The first of the errors (an unknown name before all others), in a body that should have been a `model`."""
+    """The first of the errors (an unknown name before all others), in a body that should have been a `model`.
+
+    They are few, however much is wrong: lists fail at their first bad element, and objects of ours at their first
+    unknown names (`body.Body`)."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    place = [step for step in first["loc"] if step != "body"]
+    place = first["loc"]
     if not place:
         whole = first["type"] == "value_error"  # of fields that do not go together
         return bad(f"{_lower(first['msg'])}." if whole else "the body has to be a JSON object.")
@@ -100,7 +105,7 @@ def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
     if first["type"] == "missing":
         name = ".".join(map(str, place))
         return bad(f"{name} is missing.", name)
-    said = dict.fromkeys(_lower(error["msg"]) for error in errors if error["loc"][1:2] == (place[0],))
+    said = dict.fromkeys(_lower(error["msg"]) for error in errors if error["loc"][0] == place[0])
     message = f"{field}: {' or '.join(said)}."
     if first["type"] == NOT_HONOURED:
         message = f"{place[-1]} is not honoured by this server; leave it out ({' or '.join(said)})."
@@ -110,8 +115,8 @@ def complaint(errors: Sequence[Mapping[str, Any]], model: Any) -> ApiError:
 def _unknown(place: Sequence[Any], model: Any) -> ApiError:
     """A name that does not exist, where it stands, and the one that was perhaps meant."""
     name, known = str(place[-1]), sorted(_names(model, place[:-1]))
-    path = ".".join(map(str, place))[:200]
-    return bad(f"{path!r} is not a field that this server honours.{nearest(name[:100], known)}", path)
+    path = ".".join(map(str, place))
+    return bad(f"{quoted(path)} is not a field that this server honours.{nearest(name, known)}", path)
 
 
 def _names(model: Any, path: Sequence[Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.serving.request import Event, Overloaded, Unavailable
 
 TYPES = {
@@ -14,10 +14,15 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable",
 }
+MAX_MESSAGE, MAX_PARAM = 4000, 200  # characters
 
 
 class ApiError(Exception):
-    """An answer that is not 200: a status and the fields of an OpenAI error object."""
+    """An answer that is not 200: a status and the fields of an OpenAI error object.
+
+    Whatever a client wrote, this is where it is cut: no message is longer than `MAX_MESSAGE` characters. Whoever quotes
+    a name uses `sla_jax.errors.quoted`, so that what stands behind it is not cut off.
+    """
 
     def __init__(
         self,
@@ -29,7 +34,9 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.code = status, code
+        self.message = shortened(message, MAX_MESSAGE)
+        self.param = None if param is None else shortened(param, MAX_PARAM)
         self.headers = dict(headers or {})
 
     @property
@@ -57,9 +64,9 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
-def timed_out() -> ApiError:
+def timed_out(what: str = "the request") -> ApiError:
     """408, and the OpenAI client shall not try again: it would take as long."""
-    message = "the request took longer than this server allows and was stopped."
+    message = f"{what} took longer than this server allows and was stopped."
     return ApiError(408, message, code="timeout", headers={"x-should-retry": "false"})
 
 

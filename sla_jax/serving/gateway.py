@@ -7,7 +7,7 @@
 `answer` reserves a place before it tokenizes (Overloaded, Unavailable), checks the prompt (ApiError 400), and whatever
 ends the `async with` (the answer's end, an error, a client that left) cancels what is still running. UserError,
 ApiError, Overloaded and Unavailable become OpenAI errors in the app's handlers (`errors.as_api_error`).
-For more than one request at a time there are the parts: `reserve`, `read`, `run`.
+For more than one request at a time there are the parts: `reserve`, `prompts.read`, `Run`.
 """
 
 import asyncio
@@ -19,37 +19,23 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sla_jax.decode.sampling import Sampling
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import nearest, quoted
 from sla_jax.serving.accounts import total
 from sla_jax.serving.answer import Answer, Piece
 from sla_jax.serving.backend import Backend, Places
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.messages import Chat
+from sla_jax.serving.prompts import Prompt, Prompts
+from sla_jax.serving.prompts import spell as _spell
 from sla_jax.serving.reasoning import Reasoner, Thinking
 from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request
 from sla_jax.serving.settings import ModelInfo, Profile, ServeConfig
-from sla_jax.text import (
-    PreTrainedTokenizerBase,
-    TextStream,
-    chat_ids,
-    chat_text,
-    check_characters,
-    check_vocabulary,
-    encode_behind,
-)
+from sla_jax.text import PreTrainedTokenizerBase
 
-
-class Prompt(NamedTuple):
-    """What the model reads, and the same as text with the place of every token in it (for echo)."""
-
-    tokens: tuple[int, ...]
-    text: str = ""
-    offsets: tuple[int, ...] = ()
-    rest: str = ""  # behind the text, if nothing follows: bytes that are no character yet
-    continues: bool = False  # an answer's text goes on with this one; a chat's stands alone
+__all__ = ["AnswerPart", "Gateway", "Prompt", "Run", "_spell", "new_id", "seed_of"]
 
 
 class AnswerPart(NamedTuple):
@@ -239,6 +225,7 @@ class Gateway:
 
     def __init__(self, service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):
         self.service, self.model, self.tokenizer, self.config = service, model, tokenizer, config
+        self.prompts = Prompts(tokenizer, model, config)
         self.reasoner = Reasoner(tokenizer, config.reasoning)
         self.runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
@@ -258,7 +245,7 @@ class Gateway:
         """Run one request; its pieces are what the Run yields. No max_tokens: as many as the context leaves."""
         chosen = self.profile(profile)
         with self.reserve(chosen, tokens=max_tokens) as places:
-            read = await self.read(prompt)
+            read = await self.prompts.read(prompt)
             request = self.request(read, chosen, max_tokens, sampling=sampling, ignore_eos=ignore_eos)
             async with Run(self, request_id or new_id("req"), places) as run:
                 run.submit(request, stops, continues=read.continues)
@@ -271,7 +258,9 @@ class Gateway:
                 return profile
         names = [profile.name for profile in self.model.profiles]
         hint = nearest(name or "", names)
-        raise bad(f"there is no search profile {name!r}; this server has {', '.join(names)}.{hint}", "search.profile")
+        raise bad(
+            f"there is no search profile {quoted(name)}; this server has {', '.join(names)}.{hint}", "search.profile"
+        )
 
     def reserve(self, profile: Profile, count: int = 1, *, tokens: int | None = None) -> Places:
         """Places in a profile's queue, to be had before a prompt is tokenized. Raises Overloaded, Unavailable.
@@ -279,29 +268,6 @@ class Gateway:
         tokens: the most that each answer may have; 0 for no answers, None for what the context leaves.
         """
         return self.service.reserve(profile.name, count, tokens)
-
-    async def read(self, prompt: str | Sequence[int] | Chat, *, special: bool = True, param: str = "prompt") -> Prompt:
-        """Tokenize in a thread and check. Raises ApiError: empty, longer than the context, tokens without embedding."""
-        read = await asyncio.to_thread(self.encode, prompt, special)
-        if not read.tokens or not prompt:
-            raise bad("the prompt is empty; it needs at least one token.", param)
-        self.check_tokens(read.tokens, param)
-        if len(read.tokens) >= self.model.context:
-            raise bad(
-                f"the prompt has {len(read.tokens)} tokens; prompt and answer together may have {self.model.context} "
-                "tokens here, so that a prompt has to be shorter. It is not truncated; shorten it.",
-                param,
-                "context_length_exceeded",
-            )
-        return read
-
-    async def read_behind(self, prompt: Prompt, response: str) -> tuple[int, ...]:
-        """Tokens of a text that goes on from a prompt. Raises ApiError: empty, tokens without embedding."""
-        _, tokens = await asyncio.to_thread(encode_behind, self.tokenizer, prompt.text, response)
-        if not tokens:
-            raise bad("the response is empty; it needs at least one token.", "response")
-        self.check_tokens(tokens, "response")
-        return tuple(tokens)
 
     def request(
         self,
@@ -326,7 +292,7 @@ class Gateway:
                 param,
                 "context_length_exceeded",
             )
-        self.check_tokens(stop_tokens, "stop_token_ids")
+        self.prompts.check_tokens(stop_tokens, "stop_token_ids")
         limit = room if max_tokens is None else max_tokens
         profile.check_limit(limit)
         return Request(
@@ -349,33 +315,6 @@ class Gateway:
         """End everything that runs under an id; whether there was anything."""
         return sum(run.cancel() for run in self.runs.get(request_id, [])) > 0
 
-    def check_tokens(self, tokens: Sequence[int], param: str) -> None:
-        """Raise ApiError 400 if the model has no embedding for one of them."""
-        try:
-            check_vocabulary(self.tokenizer, tokens, self.model.vocabulary, param)
-        except UserError as error:
-            raise bad(str(error), param) from None
-
-    def encode(self, prompt: str | Sequence[int] | Chat, special: bool = True) -> Prompt:
-        """Ids of a text (`special`: with the tokens that the tokenizer puts around it), of a chat, or as they stand.
-
-        Blocks; call it in a thread. Raises UserError for a chat that the template refuses and for text that is no
-        Unicode, ApiError for unknown ids.
-        """
-        if isinstance(prompt, Chat):
-            messages, opens, continues, special, variables = prompt
-            how: dict[str, Any] = {"add_generation_prompt": opens, "continue_final_message": continues}
-            write = chat_text if special else chat_ids
-            written = write(self.tokenizer, messages, **how, variables=variables)
-            tokens = self.encode(written).tokens if isinstance(written, str) else tuple(written)
-            return Prompt(tokens, continues=continues)
-        if isinstance(prompt, str):
-            check_characters(prompt)
-            encoding = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=special)
-            return Prompt(tuple(encoding.ids), prompt, tuple(start for start, _ in encoding.offsets), continues=True)
-        self.check_tokens(prompt, "prompt")
-        return _spell(self.tokenizer, tuple(prompt))
-
 
 def seed_of(seed: int, part: str | int) -> int:
     """The seed of a part of what a request asks for, made from the request's own."""
@@ -386,13 +325,3 @@ def seed_of(seed: int, part: str | int) -> int:
 def new_id(kind: str) -> str:
     """A name for a request that nobody else has."""
     return f"{kind}-{uuid.uuid4().hex}"
-
-
-def _spell(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> Prompt:
-    """Token ids as text; special tokens are none."""
-    stream, pieces, offsets, length = TextStream(tokenizer), list[str](), list[int](), 0
-    for token in tokens:
-        offsets.append(length)
-        pieces.append(stream.push([token]))
-        length += len(pieces[-1])
-    return Prompt(tokens, "".join(pieces), tuple(offsets), stream.finish(), continues=True)

@@ -1,6 +1,6 @@
 """The routes that run the model: completions, chats, rewards."""
 
-import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,22 +8,22 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from sla_jax.serving.bodies import BodyRoute
 from sla_jax.serving.errors import bad
 from sla_jax.serving.gateway import Gateway, Run
-from sla_jax.serving.messages import Chat
+from sla_jax.serving.messages import Chat, turns_of
 from sla_jax.serving.openai import Exchange, finite, usage_of
-from sla_jax.serving.orders import Order, chat_order, choose, completion_order, plain_messages
+from sla_jax.serving.orders import Order, chat_order, choose, completion_order
 from sla_jax.serving.replies import ChatReply, CompletionReply, RewardsReply
 from sla_jax.serving.schema import ChatBody, CompletionBody, RewardsBody
 from sla_jax.serving.wire import Work, send_events, send_json
-from sla_jax.text import response_ids
 
 STREAM: dict[str, Any] = {"text/event-stream": {}}  # tools do not agree on what a schema here describes
 
 
 def router(gateway: Gateway) -> APIRouter:
     """POST /v1/completions, /v1/chat/completions, /v1/rewards."""
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], route_class=BodyRoute)
 
     @routes.post("/v1/completions", responses={200: {"model": CompletionReply, "content": STREAM}})
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -63,18 +63,19 @@ def _answering(gateway: Gateway, order: Order, request: Request, user: str | Non
                 else:
                     await send_json(send, await exchange.reply(run))
         finally:
-            _write_down(note, exchange, gateway.config.log_prompts)
+            _write_down(gateway, note, exchange)
 
     return Work(work)
 
 
-def _write_down(note: dict[str, Any], exchange: Exchange, words: bool) -> None:
-    """What the access log says of an answer; what was asked and answered only if that is wanted."""
+def _write_down(gateway: Gateway, note: dict[str, Any], exchange: Exchange) -> None:
+    """What the access log says of an answer; what was asked and answered only if that is wanted and it was read."""
     usage = exchange.usage["usage"]
     note["profile"] = exchange.order.profile.name
     note["tokens"] = (usage["prompt_tokens"], usage["completion_tokens"])
-    if words:
-        note["prompts"] = [one.messages if isinstance(one, Chat) else one for one in exchange.order.prompts]
+    if gateway.config.log_prompts and usage["prompt_tokens"]:
+        turns = functools.partial(turns_of, gateway.tokenizer)
+        note["prompts"] = [turns(one.messages) if isinstance(one, Chat) else one for one in exchange.order.prompts]
         note["answers"] = [text for _, text in sorted(exchange.texts.items())]
 
 
@@ -93,13 +94,8 @@ async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict
     profile = choose(gateway.model, body.model, None)
     with gateway.reserve(profile, tokens=0) as places:
         prompt, response = await _texts(gateway, body, profile.template)
+        _check_fits(gateway, len(prompt) + len(response), "response" if body.token_ids is None else "token_ids")
         tokens = (*prompt, *response)
-        if len(tokens) > gateway.model.context:
-            raise bad(
-                f"prompt and response have {len(tokens)} tokens; together they may have {gateway.model.context} here.",
-                "response" if body.response is not None else "token_ids",
-                "context_length_exceeded",
-            )
         async with Run(gateway, request_id, places) as run:
             seen = await run.inspect(tokens)
     values = [finite(reward) for reward in (seen.rewards or [])[len(prompt) :]]
@@ -115,6 +111,15 @@ async def _rewards(gateway: Gateway, body: RewardsBody, request_id: str) -> dict
     }
 
 
+def _check_fits(gateway: Gateway, count: int, param: str) -> None:
+    if count > gateway.model.context:
+        raise bad(
+            f"prompt and response have {count} tokens; together they may have {gateway.model.context} here.",
+            param,
+            "context_length_exceeded",
+        )
+
+
 async def _texts(
     gateway: Gateway, body: RewardsBody, defaults: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -123,16 +128,14 @@ async def _texts(
     `defaults`: the profile's variables of the chat template.
     """
     variables = {**defaults, **body.chat_template_kwargs}
-    chat = Chat(plain_messages(gateway, body.messages), variables=variables) if body.messages else None
-    prompt = await gateway.read(chat or body.prompt or "", param="messages" if chat else "prompt")
+    chat = Chat(body.messages, variables=variables) if body.messages else None
+    prompts = gateway.prompts
+    prompt = await prompts.read(chat or body.prompt or "", param="messages" if chat else "prompt")
     if body.token_ids is not None:
-        gateway.check_tokens(body.token_ids, "token_ids")
+        _check_fits(gateway, len(prompt.tokens) + len(body.token_ids), "token_ids")
+        prompts.check_tokens(body.token_ids, "token_ids")
         return prompt.tokens, tuple(body.token_ids)
     text = body.response or ""
     if chat:
-        before, after = await asyncio.to_thread(
-            response_ids, gateway.tokenizer, chat.messages, text, variables=variables
-        )
-        gateway.check_tokens(after, "response")
-        return tuple(before), tuple(after)
-    return prompt.tokens, await gateway.read_behind(prompt, text)
+        return await prompts.read_response(chat, text)
+    return prompt.tokens, await prompts.read_behind(prompt, text)

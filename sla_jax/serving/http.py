@@ -8,18 +8,18 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.serving import compat, generation, operations, reference
 from sla_jax.serving.backend import Backend
-from sla_jax.serving.complaints import UnknownFields, complaint, model_of
+from sla_jax.serving.bodies import BodyReader
+from sla_jax.serving.complaints import UnknownFields
 from sla_jax.serving.errors import ApiError, as_api_error
 from sla_jax.serving.gateway import Gateway
 from sla_jax.serving.metrics import Metrics
@@ -36,7 +36,7 @@ ERRORS = {
     400: "What the request asks for is wrong or not to be had here; the message says what and why.",
     401: "The API key is missing or wrong.",
     404: "There is no such model.",
-    408: "The request took longer than this server allows.",
+    408: "The request, or only its body, took longer than this server allows.",
     413: "The body is too large.",
     415: "The body is not said to be JSON.",
     500: "The engine failed.",
@@ -96,9 +96,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=_middleware(config, pages.public if pages else frozenset()),
-        dependencies=[Depends(UnknownFields(tokenizer, config.http.strict))],
         responses={status: {"model": ErrorReply, "description": said} for status, said in ERRORS.items()},
     )
+    app.state.bodies = BodyReader(UnknownFields(tokenizer, config.http.strict), config.waiting)
     app.include_router(generation.router(gateway))
     app.include_router(operations.router(gateway, metrics, version))
     app.include_router(compat.router(gateway))
@@ -107,7 +107,6 @@ def create_app(
         pages.mount(app)
     for kind in (ApiError, UserError, Overloaded, Unavailable):
         app.add_exception_handler(kind, _known)
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
     return app
 
@@ -137,7 +136,7 @@ def _middleware(config: ServeConfig, public: frozenset[str]) -> list[Middleware]
         )
     if config.key:
         stack.append(Middleware(Key, key=config.key, public=public))
-    return [*stack, Middleware(Bodies, limit=config.limits.body_bytes)]
+    return [*stack, Middleware(Bodies, limit=config.limits.body_bytes, seconds=config.limits.body)]
 
 
 # ---- errors ----
@@ -150,19 +149,14 @@ async def _known(request: Request, error: Exception) -> Response:
     return ErrorResponse(known)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    """A body that is not what the route takes."""
-    assert isinstance(error, RequestValidationError)
-    return ErrorResponse(complaint(error.errors(), model_of(request)))
-
-
 async def _plain(request: Request, error: Exception) -> Response:
     """404 and 405."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    method = shortened(request.method)
+    where = f"{method} {shortened(request.url.path)}"
     messages = {
         404: f"there is no {where}; /docs lists what there is.",
-        405: f"{where}: this path does not take the method {request.method}.",
+        405: f"{where}: this path does not take the method {method}.",
     }
     message = messages.get(error.status_code, str(error.detail))
     headers, methods = error.headers, request.app.openapi()["paths"].get(request.url.path)

@@ -28,14 +28,15 @@ import numpy as np
 
 from sla_jax.decode.program import check_prompt, fetch
 from sla_jax.decode.result import unpack
-from sla_jax.errors import UserError
+from sla_jax.errors import UserError, shortened
 from sla_jax.serving.backend import Backend
 from sla_jax.serving.compat import jetstream_samples
 from sla_jax.serving.engine import Engine
-from sla_jax.serving.errors import ApiError, bad
+from sla_jax.serving.errors import ApiError, as_api_error, bad
 from sla_jax.serving.gateway import Gateway
-from sla_jax.serving.request import Overloaded, Request, Unavailable
+from sla_jax.serving.request import Overloaded, Request
 from sla_jax.serving.settings import ModelInfo, ServeConfig
+from sla_jax.text import encode
 
 STAND_INS: dict[str, dict[str, Any]] = {
     "seqio": {},
@@ -98,11 +99,7 @@ orchestrator.jax = _OldJax("jax")
 EngineBase: Any = engine_api.Engine
 TokenizerBase: Any = tokenizer_api.Tokenizer
 ServicerBase: Any = service.OrchestratorServicer
-CODES: dict[int, Any] = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
+CODES = {401: "UNAUTHENTICATED", 408: "DEADLINE_EXCEEDED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 
 
 # ---- its gRPC service on our server ----
@@ -136,16 +133,18 @@ class GrpcServer:
 
     def stop(self, grace: float) -> None:
         """Take nothing new, give what runs `grace` seconds, and end."""
-        self._call(self._server.stop(grace))
+        with contextlib.suppress(TimeoutError):
+            self._call(self._server.stop(grace), grace + 1.0)
         self._end()
 
-    def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _call(self, work: Coroutine[Any, Any, None], timeout: float | None = None) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(1.0)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     async def _start(self) -> None:
         config = self._gateway.config
@@ -179,14 +178,13 @@ class Orchestrator(ServicerBase):
             async with self._gateway.answer(prompt, max_tokens=request.max_tokens) as run:
                 async for text, tokens in jetstream_samples(run, ends, isinstance(prompt, str)):
                     yield _response(text, tokens)
-        except Overloaded as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except Unavailable as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except UserError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except ApiError as error:
-            await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+        except Exception as error:
+            known = as_api_error(error)
+            if known is None:
+                raise
+            name = CODES.get(known.status, "INVALID_ARGUMENT")
+            code = grpc.StatusCode["RESOURCE_EXHAUSTED" if isinstance(error, Overloaded) else name]
+            await context.abort(code, shortened(known.message, 1000))  # a client takes 8 kB of it
 
     async def HealthCheck(self, request: Any, context: Any) -> Any:
         """Whether requests are worked on."""
@@ -233,7 +231,7 @@ class Tokens(TokenizerBase):
 
     def encode(self, s: str, **options: Any) -> tuple[np.ndarray | jax.Array, int]:
         """Padded tokens and how many of them are the text's."""
-        ids = np.array(self._tokenizer(s, add_special_tokens=options.pop("is_bos", True))["input_ids"], np.int32)
+        ids = np.array(encode(self._tokenizer, s, special=options.pop("is_bos", True)), np.int32)
         padded, length = orchestrator.token_utils.pad_tokens(ids, self.bos_id, self.pad_id, is_bos=False, **options)
         return padded, length
 

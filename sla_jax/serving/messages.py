@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from sla_jax.serving.body import Body, Nothing, without_nulls
+from sla_jax.serving.body import Body, Many, Nothing, without_nulls
+from sla_jax.serving.wire import Extent, extent_of
 from sla_jax.text import PreTrainedTokenizerBase, chat_text
 
 PARTS = ("text", "refusal")
@@ -74,7 +75,7 @@ def _with_arguments(function: dict[str, Any], as_text: bool) -> dict[str, Any]:
 Function = Annotated[dict[str, Any], AfterValidator(_function)]
 ToolCall = Annotated[dict[str, Any], AfterValidator(_tool_call)]
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[Many[Part], Tag("parts")],
     Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
 ]
 
@@ -90,11 +91,11 @@ class Message(Body):
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     tool_call_id: str | None = None
     function_call: Function | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = Field(None, description="What OpenAI says of sources; it is no part of the text.")
+    annotations: Many[Any] | None = Field(None, description="What OpenAI says of sources; it is no part of the text.")
     audio: Nothing = None
     parsed: Any = Field(None, description="What the openai package's parse() makes of the content; not read.")
 
@@ -108,6 +109,13 @@ class Message(Body):
     def calls(self) -> bool:
         """Whether a tool is called."""
         return bool(self.tool_calls or self.function_call)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Those of its calls that are JSON text."""
+        functions = [self.function_call, *(call.get("function") for call in self.tool_calls or [])]
+        given = [function.get("arguments") for function in functions if isinstance(function, dict)]
+        return [text for text in given if isinstance(text, str)]
 
     def turn(self, developer: str = "system", *, as_text: bool = False) -> dict[str, Any]:
         """The message as a chat template gets it.
@@ -125,7 +133,9 @@ class Message(Body):
             turn["function_call"] = _with_arguments(self.function_call, as_text)
         if self.tool_calls:
             turn["tool_calls"] = [
-                {**call, "function": _with_arguments(call["function"], as_text)} if "function" in call else call
+                {**call, "function": _with_arguments(call["function"], as_text)}
+                if isinstance(call.get("function"), dict)
+                else call
                 for call in self.tool_calls
             ]
         if self.reasoning is not None:
@@ -133,6 +143,15 @@ class Message(Body):
         if self.role == "developer":
             turn["role"] = developer
         return turn
+
+
+def turns_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as the model's chat template gets them. Raises ApiError for arguments of calls that are too large."""
+    extents = [extent_of(text.encode()) for message in messages for text in message.arguments]
+    Extent(sum(one.parts for one in extents), sum(one.values for one in extents)).check("the arguments of all calls")
+    developer = "developer" if "developer" in str(tokenizer.chat_template) else "system"
+    as_text = any(message.calls for message in messages) and arguments_are_text(tokenizer)
+    return [message.turn(developer, as_text=as_text) for message in messages]
 
 
 def arguments_are_text(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -154,7 +173,7 @@ def _call_text(tokenizer: PreTrainedTokenizerBase, arguments: Any) -> str | None
 class Chat(NamedTuple):
     """A conversation to be written by a chat template, and how."""
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Message]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False  # around what the template writes, which has its own
@@ -179,8 +198,8 @@ class Templated(Body):
             raise ValueError("add_generation_prompt and continue_final_message are both true; only one of them can be")
         return self
 
-    def chat(self, turns: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Chat:
-        """What is to be written, for messages as a template gets them and variables that the body may overwrite."""
+    def chat(self, messages: Sequence[Message], defaults: Mapping[str, Any]) -> Chat:
+        """What is to be written, with variables that the body may overwrite."""
         opens = not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
         variables = {**defaults, **self.chat_template_kwargs}
-        return Chat(turns, opens, self.continue_final_message, bool(self.add_special_tokens), variables)
+        return Chat(messages, opens, self.continue_final_message, bool(self.add_special_tokens), variables)

@@ -54,7 +54,7 @@ class Exchange:
         order, gateway = self.order, self._gateway
         with gateway.reserve(order.profile, order.places, tokens=order.tokens) as places:
             self._prompts = [
-                await gateway.read(prompt, special=order.add_special_tokens, param=order.prompt_param)
+                await gateway.prompts.read(prompt, special=order.add_special_tokens, param=order.prompt_param)
                 for prompt in order.prompts
             ]
             requests = [

@@ -1,16 +1,18 @@
 """The routes around the model: what is served, whether it is well, tokens and text, ending a request."""
 
-import asyncio
 import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
+from starlette.types import Send
 
+from sla_jax.errors import shortened
+from sla_jax.serving.bodies import BodyRoute
 from sla_jax.serving.errors import bad
 from sla_jax.serving.gateway import Gateway
 from sla_jax.serving.metrics import Metrics
-from sla_jax.serving.orders import plain_messages, profile_of
+from sla_jax.serving.orders import profile_of
 from sla_jax.serving.replies import (
     AbortReply,
     AddedToken,
@@ -25,6 +27,7 @@ from sla_jax.serving.replies import (
 )
 from sla_jax.serving.schema import AbortBody, DetokenizeBody, TokenizeBody
 from sla_jax.serving.settings import ModelInfo, Profile
+from sla_jax.serving.wire import Work, send_body, send_json
 
 PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -32,7 +35,7 @@ PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 def router(gateway: Gateway, metrics: Metrics, version: str) -> APIRouter:
     """GET /v1/models, /health, /ready, /ping, /version, /metrics, /tokenizer_info; POST /ping, /tokenize, /detokenize,
     /abort_request."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     _models(routes, gateway)
     _states(routes, gateway)
     _tokens(routes, gateway)
@@ -52,7 +55,7 @@ def router(gateway: Gateway, metrics: Metrics, version: str) -> APIRouter:
 
     @routes.post("/abort_request")
     async def abort_request(body: AbortBody) -> AbortReply:
-        return AbortReply(request_id=body.request_id, aborted=gateway.abort(body.request_id))
+        return AbortReply(request_id=shortened(body.request_id, 128), aborted=gateway.abort(body.request_id))
 
     return routes
 
@@ -122,22 +125,29 @@ def _tokens(routes: APIRouter, gateway: Gateway) -> None:
             **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in names},
         )
 
-    @routes.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> TokenizeReply:
+    @routes.post("/tokenize", responses={200: {"model": TokenizeReply}})
+    async def tokenize(body: TokenizeBody) -> Response:
         if (body.prompt is None) == (body.messages is None):
             raise bad("give prompt or messages, one of them and not both.", "prompt")
         template = gateway.profile(profile_of(gateway.model, body.model)).template
-        chat = None if body.messages is None else body.chat(plain_messages(gateway, body.messages), template)
-        read = await asyncio.to_thread(gateway.encode, chat or body.prompt or "", body.add_special_tokens is not False)
-        return TokenizeReply(tokens=list(read.tokens), count=len(read.tokens), max_model_len=gateway.model.context)
+        chat = None if body.messages is None else body.chat(body.messages, template)
+        special, param = body.add_special_tokens is not False, "messages" if chat else "prompt"
 
-    @routes.post("/detokenize")
-    async def detokenize(body: DetokenizeBody) -> DetokenizeReply:
+        async def work(send: Send) -> None:
+            found = await gateway.prompts.tokenize(chat or body.prompt or "", special=special, param=param)
+            counts = found.json, found.length, gateway.model.context
+            await send_body(send, b'{"tokens":%s,"count":%d,"max_model_len":%d}' % counts)
+
+        return Work(work)
+
+    @routes.post("/detokenize", responses={200: {"model": DetokenizeReply}})
+    async def detokenize(body: DetokenizeBody) -> Response:
         profile_of(gateway.model, body.model)
-        gateway.check_tokens(body.tokens, "tokens")
-        decode = gateway.tokenizer.backend_tokenizer.decode
-        text = await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)
-        return DetokenizeReply(prompt=text)
+
+        async def work(send: Send) -> None:
+            await send_json(send, {"prompt": await gateway.prompts.detokenize(body.tokens)})
+
+        return Work(work)
 
 
 def _added(token: Any) -> AddedToken:

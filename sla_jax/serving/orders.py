@@ -3,14 +3,14 @@
 import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from sla_jax.decode.methods import useless_option
 from sla_jax.decode.sampling import Sampling
-from sla_jax.errors import nearest
+from sla_jax.errors import nearest, quoted
 from sla_jax.serving.errors import ApiError, bad
 from sla_jax.serving.gateway import Gateway, seed_of
-from sla_jax.serving.messages import Chat, Message, arguments_are_text
+from sla_jax.serving.messages import Chat
 from sla_jax.serving.schema import ChatBody, CompletionBody, Sampled, Search
 from sla_jax.serving.settings import ModelInfo, Profile
 
@@ -96,10 +96,8 @@ def completion_order(gateway: Gateway, body: CompletionBody) -> Order:
     """The order in a completion's body. Raises ApiError."""
     if body.max_tokens == 0 and not body.echo:
         raise bad("max_tokens is 0; it has to be at least 1, unless echo asks for the prompt alone.", "max_tokens")
-    prompts: list[Source] = []
-    for prompt in [body.prompt] if isinstance(body.prompt, str) or isinstance(body.prompt[0], int) else body.prompt:
-        assert not isinstance(prompt, int)
-        prompts.append(prompt if isinstance(prompt, str) else [token for token in prompt if isinstance(token, int)])
+    one = isinstance(body.prompt, str) or isinstance(body.prompt[0], int)
+    prompts = cast("list[Source]", [body.prompt] if one else body.prompt)
     default = 16 if body.max_tokens is None else None
     asked = Asked(prompts, "prompt", body.max_tokens, "max_tokens", default)
     profile = choose(gateway.model, body.model, body.search)
@@ -118,18 +116,11 @@ def chat_order(gateway: Gateway, body: ChatBody) -> Order:
         raise bad("top_logprobs is given without logprobs; set logprobs to true.", "top_logprobs")
     name = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
     profile = choose(gateway.model, body.model, body.search)
-    chat = body.chat(plain_messages(gateway, body.messages), profile.template)
+    chat = body.chat(body.messages, profile.template)
     asked = Asked([chat], "messages", getattr(body, name), name, None)
     splits = gateway.reasoner.on and body.separate_reasoning
     order = _order(gateway, body, profile, asked, top=body.top_logprobs if body.logprobs else None, echo=False)
     return dataclasses.replace(order, splits=splits, tells_thinking=splits and body.include_reasoning)
-
-
-def plain_messages(gateway: Gateway, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as the model's chat template gets them."""
-    developer = "developer" if "developer" in str(gateway.tokenizer.chat_template) else "system"
-    as_text = any(message.calls for message in messages) and arguments_are_text(gateway.tokenizer)
-    return [message.turn(developer, as_text=as_text) for message in messages]
 
 
 def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile:
@@ -138,13 +129,15 @@ def choose(model: ModelInfo, name: str | None, search: Search | None) -> Profile
     by_name = profile_of(model, name)
     by_field = search.profile if search else None
     if by_name and by_field and by_name != by_field:
-        raise bad(f"the model's name chooses the profile {by_name} and search.profile {by_field!r}.", "search.profile")
+        raise bad(
+            f"the model's name chooses the profile {by_name} and search.profile {quoted(by_field)}.", "search.profile"
+        )
     chosen = by_name or by_field
     listing = "; ".join(describe(profile) for profile in model.profiles)
     named = [profile for profile in model.profiles if chosen in (None, profile.name)]
     if not named:
         hint = nearest(chosen or "", [profile.name for profile in model.profiles])
-        raise bad(f"there is no search profile {chosen!r}; this server has: {listing}.{hint}", "search.profile")
+        raise bad(f"there is no search profile {quoted(chosen)}; this server has: {listing}.{hint}", "search.profile")
     fitting = [profile for profile in named if all(_setting(profile, key) == wanted[key] for key in wanted)]
     if not fitting:
         asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
@@ -159,7 +152,7 @@ def profile_of(model: ModelInfo, name: str | None) -> str | None:
         return None
     names = [model.name, *(f"{model.name}:{profile.name}" for profile in model.profiles)]
     if name not in names:
-        message = f"there is no model {name!r}; this server has: {', '.join(names)}.{nearest(name, names)}"
+        message = f"there is no model {quoted(name)}; this server has: {', '.join(names)}.{nearest(name, names)}"
         raise ApiError(404, message, param="model", code="model_not_found")
     return name.removeprefix(f"{model.name}:")
 

@@ -3,7 +3,8 @@
 The main thread waits for what happens and decides; HTTP has a thread with an event loop, the service has one with the
 device. HTTP answers before the model is there (/health 200, /ready 503) and for as long as streams are being drained;
 it ends last, so that every stream gets its last event. Exit codes: 0 after a signal, 1 when the engine or HTTP has
-failed, 2 for whatever the user can mend. A second signal ends the process at once.
+failed, 2 for whatever the user can mend. A second signal ends the process at once, and the first one when the grace
+period and `ENOUGH` seconds are over; no exit waits for a thread.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from sla_jax.errors import UserError, for_the_user
 from sla_jax.escape import printable
+from sla_jax.serving.connection import connections_within
 from sla_jax.serving.http import Pages, create_app
 from sla_jax.serving.jobs import Worker
 from sla_jax.serving.metrics import Metrics
@@ -33,9 +35,10 @@ from sla_jax.serving.settings import ModelInfo, ServeConfig
 from sla_jax.web import listen as listen
 
 log = logging.getLogger(__name__)
-LAST_WORDS = 5  # seconds that clients get to take what was sent to them before connections are cut
 ECHO = 0.5  # seconds within which the same signal once more is the same wish: timeout(1) sends every signal twice
-PATIENCE = 15.0  # seconds beyond the grace period in which the worker has to come back
+# seconds beyond the grace period: in which the worker has to come back, that clients then get to take what was sent to
+# them before connections are cut, and after which the process ends whatever is still running
+PATIENCE, LAST_WORDS, ENOUGH = 4.0, 2, 4.75
 
 
 @runtime_checkable
@@ -67,6 +70,7 @@ class Http:
             app,
             log_config=None,
             access_log=False,
+            http=connections_within(config.limits),
             ws="none",
             ssl_certfile=config.tls.cert,
             ssl_keyfile=config.tls.key,
@@ -99,7 +103,7 @@ class Http:
         """Close idle connections at once and the others when their last answer is sent; return when it is done."""
         self._server.should_exit = True
         assert self._thread is not None, "HTTP was never started"
-        self._thread.join(2 * LAST_WORDS)
+        self._thread.join(2.0 * LAST_WORDS)
 
 
 def _netloc(host: str, listener: socket.socket) -> str:
@@ -117,27 +121,22 @@ def showing_progress() -> Iterator[Callable[[str], None]]:
         yield lambda what: print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
-class Signal(NamedTuple):
-    """A signal that came, and when (time.monotonic)."""
-
-    number: int
-    when: float
-
-
 @dataclasses.dataclass
 class Process:
-    """What is running, and what happens to it."""
+    """What is running, and what happens to it. The main thread hears signals in whatever it waits for."""
 
     config: ServeConfig
     service: Service
     http: Http
-    happenings: queue.SimpleQueue[Signal | str] = dataclasses.field(default_factory=queue.SimpleQueue)
-    first_signal: Signal | None = None
+    happenings: queue.SimpleQueue[str] = dataclasses.field(default_factory=queue.SimpleQueue)
+    first_signal: tuple[int, float] | None = None  # its number, and when it came (time.monotonic)
+    _last_call: queue.SimpleQueue[None] = dataclasses.field(default_factory=queue.SimpleQueue)  # once signalled
 
     def run(self, build: Callable[[Callable[[str], None]], Worker]) -> int:
         """Serve until it is over; the exit code. Raises UserError if the model cannot be loaded."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: self.happenings.put(Signal(number, time.monotonic())))
+            signal.signal(number, lambda number, frame: self._hear(number))
+        threading.Thread(target=self._end_in_time, name="end", daemon=True).start()
         self.http.start(ended=lambda: self.happenings.put("http"))
         log.info("listening on %s; /ready says when the model is there", self.http.url)
         with showing_progress() as progress:
@@ -157,10 +156,11 @@ class Process:
         self.happenings.put("end")
 
     def _next(self) -> str:
-        """Deal with signals; what else happens next: "ready" or "end"."""
+        """What happens next: "ready" or "end"."""
         while True:
+            patience = self.config.limits.grace + PATIENCE if self.first_signal else None
             try:
-                what = self.happenings.get(timeout=self.config.limits.grace + PATIENCE if self.first_signal else None)
+                what = self.happenings.get(timeout=patience)
             except queue.Empty:
                 log.error("the worker does not come back; leaving without it")
                 leave(1)
@@ -168,19 +168,29 @@ class Process:
                 log.error("HTTP is gone; nobody can be served any more")
                 self.service.drain(0.0)
                 return "end"
-            if isinstance(what, str):
+            if what != "signal":
                 return what
-            self._signal(what)
-
-    def _signal(self, signalled: Signal) -> None:
-        first, grace = self.first_signal, self.config.limits.grace
-        if first is None:
-            self.first_signal = signalled
+            assert self.first_signal is not None
+            name, grace = signal.Signals(self.first_signal[0]).name, self.config.limits.grace
             self.service.drain(grace)
-            log.info("%s: finishing what runs, within %g s", signal.Signals(signalled.number).name, grace)
-        elif signalled.number != first.number or signalled.when - first.when > ECHO:
-            log.warning("second signal: leaving at once")
-            leave(128 + signalled.number)
+            log.info("%s: finishing what runs, within %g s", name, grace)
+
+    def _hear(self, number: int) -> None:
+        """The first signal is passed on. The second ends the process here and now and says nothing: another thread may
+        hold the log or the output."""
+        now = time.monotonic()
+        if self.first_signal is None:
+            self.first_signal = number, now
+            self.happenings.put("signal")
+            self._last_call.put(None)
+        elif number != self.first_signal[0] or now - self.first_signal[1] > ECHO:
+            os._exit(128 + number)
+
+    def _end_in_time(self) -> None:
+        """In a thread: end the process when the first signal's time is up, whatever still runs."""
+        self._last_call.get()
+        time.sleep(self.config.limits.grace + ENOUGH)
+        os._exit(0 if self.service.state == "stopped" else 1)
 
     def _announce(self) -> None:
         names = ", ".join(profile.name for profile in self.config.profiles)
@@ -202,11 +212,10 @@ def serve(config: ServeConfig, listener: socket.socket, opened: Opened, pages: P
     metrics.watch_compiling()
     service = Service(slots, config.limits, metrics)
     app = create_app(service, opened.model, opened.tokenizer, config, metrics, pages)
+    app.openapi()  # made once, which takes too long for the event loop
     process = Process(config, service, Http(app, config, listener))
     with _grpc(config, service, opened):
         code = process.run(opened.worker)
-    if service.gone(1.0):
-        sys.exit(code)
     leave(code)
 
 
@@ -237,7 +246,7 @@ def _grpc(config: ServeConfig, service: Service, opened: Opened) -> Iterator[Non
     try:
         yield
     finally:
-        server.stop(float(LAST_WORDS))
+        server.stop(0.5)
 
 
 def leave(code: int) -> NoReturn:

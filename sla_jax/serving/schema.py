@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from sla_jax.decode.sampling import MAX_BIASES, RANGES
-from sla_jax.serving.body import Body, NoOps, Nothing, NothingOrTrue
+from sla_jax.serving.body import Body, Many, NoOps, Nothing, NothingOrTrue
 from sla_jax.serving.messages import Message, Templated, Variables
 from sla_jax.serving.request import MAX_STOP_TOKENS
 
@@ -16,22 +16,33 @@ MAX_STOPS, MAX_STOP_LENGTH, MAX_TOP_LOGPROBS, MAX_INT = 16, 256, 20, 2**31 - 1
 TOKEN_ID = "token-id"  # a format of ours: /openapi.json then says how many tokens the model knows
 
 Token = Annotated[int, Field(ge=0, le=MAX_INT, json_schema_extra={"format": TOKEN_ID})]
-Tokens = Annotated[list[Token], Field(min_length=1)]
+Tokens = Annotated[Many[Token], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
-StopTokens = Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)]
+StopTokens = Annotated[Many[Token], Field(max_length=MAX_STOP_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[
-    Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)],
+    Stop | Annotated[Many[Stop], Field(max_length=MAX_STOPS)],
     BeforeValidator(lambda given: [] if given == "" else given),
 ]
 ModelName = Annotated[str | None, AfterValidator(lambda name: name or None)]  # an empty one is none
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
+def _few(biases: Any) -> Any:
+    """Refuse more biases than there may be before pydantic looks at each of them."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise ValueError(f"it has {len(biases)} tokens; at most {MAX_BIASES} can have a bias")
+    return biases
+
+
 def _range(name: str, **more: Any) -> Any:
     """A field with the range that `Sampling` gives it."""
     low, high = RANGES[name]
     return Field(ge=low, le=high, **more)
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES), BeforeValidator(_few)]
 
 
 class StreamOptions(Body):
@@ -90,9 +101,7 @@ class Sampled(NoOps):
     )
     stop_token_ids: StopTokens = Field([], description="The answer also ends before these tokens, ignore_eos or not.")
     skip_special_tokens: bool = Field(True, description="If false the text spells special tokens, the end token too.")
-    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] = (
-        Field({}, description="Token id → what is added to its logit.")
-    )
+    logit_bias: Biases = Field({}, description="Token id → what is added to its logit.")
     presence_penalty: Annotated[float, _range("presence_penalty")] = 0.0
     frequency_penalty: Annotated[float, _range("frequency_penalty")] = 0.0
     repetition_penalty: Annotated[float, _range("repetition_penalty")] = 1.0
@@ -112,7 +121,7 @@ class Sampled(NoOps):
 class CompletionBody(Sampled):
     """POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+    prompt: Text | Annotated[Many[Text], Field(min_length=1)] | Tokens | Annotated[Many[Tokens], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = Field(
         None, description="Exact. 16, or what the context leaves if that is less; 0 only together with echo."
     )
@@ -124,7 +133,7 @@ class CompletionBody(Sampled):
 class ChatBody(Sampled, Templated):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = Field(
         None, description="The older name of max_completion_tokens."
     )
@@ -143,7 +152,7 @@ class RewardsBody(NoOps):
 
     model: ModelName = None
     prompt: Text | Tokens | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[Many[Message], Field(min_length=1)] | None = None
     chat_template_kwargs: Variables = {}
     response: str | None = None
     token_ids: Tokens | None = None
@@ -154,7 +163,7 @@ class TokenizeBody(NoOps, Templated):
 
     model: ModelName = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[Many[Message], Field(min_length=1)] | None = None
     return_token_strs: Nothing = None
 
 
@@ -162,7 +171,7 @@ class DetokenizeBody(Body):
     """POST /detokenize."""
 
     model: ModelName = None
-    tokens: list[Token]
+    tokens: Many[Token]
 
 
 class AbortBody(Body):

@@ -123,9 +123,16 @@ class Limits:
     """What is refused, dropped or cut off, and when."""
 
     queue: int | None = None
-    """Requests that may wait for a slot of one profile; more get 503. Unless said, 8 times its slots (`queue_of`)."""
+    """Requests that may wait for a slot of one profile, or for the tokenizer; more get 503. Unless said, 8 times the
+    profile's slots (`queue_of`), and for the tokenizer as many as for all slots together."""
     body_bytes: int = 4 * 2**20
     """Largest request body; more is answered with 413."""
+    head: float = 15.0
+    """Seconds for the head of a request, from the connection or its first byte on; then the connection is closed."""
+    body: float = 30.0
+    """Seconds for the body of a request; a slower one is answered with 408."""
+    unread: float = 60.0
+    """Seconds that a client may read nothing of its answer; then the connection is cut."""
     timeout: float = 600.0
     """Seconds that a request may take, waiting included."""
     grace: float = 30.0
@@ -230,6 +237,12 @@ class ServeConfig:
     def name(self) -> str:
         """The model's name in the API."""
         return self.model or Path(self.checkpoint).resolve().name
+
+    @property
+    def waiting(self) -> int:
+        """Requests that may wait for the tokenizer: `limits.queue`, or unless said as many as for all slots together."""
+        queue = self.limits.queue
+        return sum(self.limits.queue_of(one.slots) for one in self.profiles) if queue is None else queue
 
     @property
     def key(self) -> str | None:

@@ -5,12 +5,15 @@ import contextlib
 import json
 import logging
 import math
+import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from sla_jax.errors import quoted, shortened
 from sla_jax.serving.errors import ApiError, as_api_error, bad
 
 log = logging.getLogger(__name__)
@@ -21,28 +24,64 @@ STREAM_HEADERS = {
 }
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+MAX_PARTS, MAX_VALUES = 2**16, 2**20  # of a body: objects, lists and texts; all values
+# an escape of half a surrogate pair without its other half, in JSON text without escaped backslashes
+HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 
 
 def parse_json(body: bytes) -> Any:
     """JSON, and nothing that only Python takes for it: NaN, endless numbers, names said twice, halves of characters.
 
-    A byte order mark before it is no part of it.
+    A byte order mark before it is no part of it. Time and memory grow with the body's size alone, whatever is wrong
+    with it and however often. Raises ApiError.
     """
+    extent_of(body).check("the body")
     try:
         value = json.loads(
             body.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct
         )
-        if b"\\u" in body:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise bad(f"the body is not UTF-8 (byte {error.start}).") from None
-    except UnicodeEncodeError:
-        raise bad("the body has half of a surrogate pair (\\ud800 to \\udfff); it is no character.") from None
     except RecursionError:
         raise bad("the body is nested too deeply.") from None
     except ValueError as error:
-        raise bad(f"the body is not valid JSON: {str(error)[:200]}.") from None
+        raise bad(f"the body is not valid JSON: {shortened(str(error), 200)}.") from None
+    if b"\\u" in body and HALF.search(_plain(body)):
+        raise bad("the body has half of a surrogate pair (\\ud800 to \\udfff); it is no character.")
     return value
+
+
+class Extent(NamedTuple):
+    """What a JSON text holds, counted without reading it: what it takes of memory and time once it is read."""
+
+    parts: int  # objects, lists and texts
+    values: int  # all of them, numbers too
+
+    def check(self, what: str) -> None:
+        """Raise ApiError 413 for more than this server reads."""
+        told = ((self.parts, MAX_PARTS, "objects, lists and texts"), (self.values, MAX_VALUES, "values"))
+        for count, most, name in told:
+            if count > most:
+                message = f"{what} has {count} {name}; this server reads at most {most}."
+                raise ApiError(413, message, code="body_too_large")
+
+
+def extent_of(text: bytes) -> Extent:
+    """The extent of a JSON text; of one with too many texts, only those are counted."""
+    plain = _plain(text)
+    texts = plain.count(b'"') // 2
+    if texts > MAX_PARTS:
+        return Extent(texts, texts)
+    outside = b"".join(plain.split(b'"')[::2])  # of texts
+    openings = outside.count(b"{") + outside.count(b"[")
+    return Extent(texts + openings, openings + outside.count(b",") + 1)
+
+
+def _plain(text: bytes) -> bytes:
+    """A JSON text of the same length without escaped backslashes and quotes."""
+    return text.replace(rb"\\", b"__").replace(rb"\"", b"__")
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -59,9 +98,8 @@ def _finite(text: str) -> float:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {ascii(twice)} stands there twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {quoted(twice, 40)} stands there twice")
     return found
 
 
@@ -98,11 +136,16 @@ class Work(Response):
         finally:
             await _stop(task)
             await _stop(gone)
+            del task  # its error would hold this frame and so itself, and with it the body, until the garbage is taken
 
 
 async def send_json(send: Send, value: Any) -> None:
     """A whole answer."""
-    body = to_json(value)
+    await send_body(send, to_json(value))
+
+
+async def send_body(send: Send, body: bytes) -> None:
+    """A whole answer that is JSON already."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

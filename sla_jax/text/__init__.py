@@ -1,7 +1,7 @@
 """Tokenizers, chat templates, and text that arrives token by token."""
 
 from sla_jax.text.chat import MARKER, chat_ids, chat_text, response_ids, text_of, turn_end
-from sla_jax.text.stream import TextStream, decode, spell, token_bytes
+from sla_jax.text.stream import TextStream, decode, longest_token, spell, token_bytes
 from sla_jax.text.template import (
     DAY,
     NO_VARIABLES,
@@ -16,6 +16,7 @@ from sla_jax.text.tokenizer import (
     check_vocabulary,
     encode,
     encode_behind,
+    encoding,
     load_tokenizer,
     tokens_beyond,
 )
@@ -35,7 +36,9 @@ __all__ = [
     "decode",
     "encode",
     "encode_behind",
+    "encoding",
     "load_tokenizer",
+    "longest_token",
     "response_ids",
     "spell",
     "text_of",

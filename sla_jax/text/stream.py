@@ -80,6 +80,17 @@ def spell(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return twice.removeprefix(once) or once
 
 
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most bytes of a text that one token can stand for: those of the longest one.
+
+    A tokenizer that drops white space, or takes a run of unknown characters for one token, can read more than so many
+    bytes a token; those are not counted."""
+    backend = backend_of(tokenizer)
+    kind = _kind_of(backend)
+    names = backend.get_vocab(with_added_tokens=True)
+    return max((len(name.encode() if kind is None else _bytes_of(name, kind)) for name in names), default=1)
+
+
 def token_bytes(tokenizer: PreTrainedTokenizerBase, size: int) -> list[bytes]:
     """What each of `size` token ids adds to a text; nothing for special tokens and ids without a token.
 

@@ -30,6 +30,7 @@ RESERVED = (
 )
 CHOICE = "chat_template"  # the variable that names one of several templates
 IMPLIED = ("tools", "documents", CHOICE)  # templates need not read these
+REMEMBERED = 4096  # characters of variables up to which what a template does with them is remembered
 # the roles of conversations with which a template is tried; some refuse one without a system message
 OPENINGS = (("user",), ("system", "user"))
 SHOWN_ROLES = 40  # of a conversation that a template refuses
@@ -110,8 +111,14 @@ def takes_parts(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]
     """Whether the template wants contents as lists of parts, [{"type": "text", "text": …}], and loses plain text."""
     bound = getattr(tokenizer, "chat_rendering", Rendering())
     given = {**bound.variables, **variables}
-    values = json.dumps({**_given(tokenizer), **given}, sort_keys=True, default=str)
-    return _loses_text(_chosen(tokenizer, given), values)
+    template = _chosen(tokenizer, given)
+    try:
+        read = _names(template)
+    except UserError:  # rendering will say so
+        return False
+    known = {name: value for name, value in {**_given(tokenizer), **given}.items() if name in read}
+    values = json.dumps(known, sort_keys=True, default=str)
+    return (_loses_text if len(values) <= REMEMBERED else _loses_text.__wrapped__)(template, values)
 
 
 @functools.lru_cache(maxsize=32)

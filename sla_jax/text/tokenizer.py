@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from sla_jax.errors import UserError, quoted, shortened
 from sla_jax.files import read_object
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 else:
     PreTrainedTokenizerBase = Any  # beartype reads annotations when the tests run; a second of import is not worth that
+
+PANICS = "pyo3_runtime"  # the module of the exceptions that Rust's panics become
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -81,9 +83,28 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     """Ids of a text; with `special`, those that the tokenizer puts around a text too. Special tokens that are written
-    out in the text are tokens in any case. Raises UserError for half a surrogate pair, which no tokenizer reads."""
+    out in the text are tokens in any case. Raises UserError for what no tokenizer reads, or this one cannot."""
+    return list(encoding(tokenizer, text, special=special).ids)
+
+
+def encoding(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> Encoding:
+    """A text's `tokenizers.Encoding`: ids and offsets in characters. Errors are those of `encode`.
+
+    `tokenizers` lets other threads run while it encodes a batch, and not while it encodes a single text. Its regular
+    expressions give up on some texts (some million spaces before a word, with the rule of Llama 3): a Rust panic, which
+    is no Exception.
+    """
     check_characters(text)
-    return list(backend_of(tokenizer).encode(text, add_special_tokens=special).ids)
+    try:
+        (found,) = backend_of(tokenizer).encode_batch([text], add_special_tokens=special)
+    except BaseException as error:
+        if type(error).__module__ != PANICS and not isinstance(error, Exception):
+            raise
+        raise UserError(
+            f"the tokenizer cannot read this text of {len(text)} characters ({shortened(' '.join(str(error).split()))}"
+            "); it may have a very long run of one kind of character, such as spaces. Shorten it."
+        ) from None
+    return found
 
 
 def encode_behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> tuple[list[int], list[int]]:

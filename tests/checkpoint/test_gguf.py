@@ -6,10 +6,13 @@ import gguf
 import numpy as np
 import pytest
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 from sla_jax.checkpoint import export_checkpoint, import_checkpoint, load
 from sla_jax.checkpoint.gguf import GgufSource, llama3_factors
-from sla_jax.checkpoint.gguf_tokenizer import PRE_TOKENIZERS
+from sla_jax.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, WORDS
 from sla_jax.errors import UserError
 from sla_jax.text import load_tokenizer
 from tests.checkpoint import gguf_files, models
@@ -93,6 +96,20 @@ def test_tokenizer_gives_the_ids_of_the_original(tmp_path):
 def test_pre_tokenizers_split_as_their_originals(pre, pieces):
     found = PRE_TOKENIZERS[pre]().pre_tokenize_str("x  1234's !!\n\ny")
     assert [piece for piece, _ in found] == pieces
+
+
+@given(st.text(" \n\r\t\u3000a1.", max_size=16))
+def test_spaces_are_split_as_by_llama_3s_own_expression(text):
+    """Ours is another one, because theirs makes `tokenizers` panic on some millions of spaces."""
+    theirs = WORDS + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split, joined = pre_tokenizers.Split(Regex(theirs), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+    original = pre_tokenizers.Sequence([split, joined])
+    assert PRE_TOKENIZERS["llama-bpe"]().pre_tokenize_str(text) == original.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
+def test_a_body_full_of_spaces_before_a_word_is_split(pre):
+    assert len(PRE_TOKENIZERS[pre]().pre_tokenize_str(" " * 4 * 2**20 + "a")) == 2
 
 
 def test_bos_is_added_where_the_file_says_so(tmp_path):

@@ -1,9 +1,11 @@
 """Whatever a client may send that is wrong: a 4xx with an OpenAI error object that says what and where. Never a 5xx."""
 
+import asyncio
 import dataclasses
 import json
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +90,37 @@ def test_large_bodies_are_refused_with_and_without_a_length():
 
     assert "1000 bytes" in refused(call(app, TEXT, content=body, headers=JSON), 413)["message"]
     refused(call(app, TEXT, content=parts(), headers=JSON), 413)
+
+
+def test_large_bodies_on_their_way_hold_a_bounded_memory_and_small_ones_pass():
+    app, limit = fake_app(SERVICE, limits=Limits(body_bytes=2**17)), 2**17
+
+    async def go() -> list[int]:
+        go_on, statuses = asyncio.Event(), list[int]()
+
+        async def parts():
+            yield b" " * (limit - 9)
+            await go_on.wait()
+            yield b"{}"
+
+        async def send(content: Any) -> int:
+            answer = await client.post(TEXT, content=content, headers=JSON)
+            statuses.append(answer.status_code)
+            return answer.status_code
+
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            slow = [asyncio.ensure_future(send(parts())) for _ in range(40)]
+            while len(statuses) < 8:
+                await asyncio.sleep(0)
+            assert statuses == [503] * 8, "there is room for the second halves of 32"
+            assert await send(b'{"prompt": "a"}') == 200
+            go_on.set()
+            await asyncio.gather(*slow)
+            assert await send(b" " * (limit - 20) + b'{"prompt": "a"}') == 200, "all of the room is free again"
+        return statuses
+
+    assert sorted(asyncio.run(go())) == [200] * 2 + [400] * 32 + [503] * 8
 
 
 # ---- fields ----

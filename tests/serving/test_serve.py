@@ -171,6 +171,22 @@ def test_a_second_signal_ends_it_at_once():
             assert server.exit_code() == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_a_thread_that_tokenizes_for_ever_keeps_nobody(signals):
+    """The process ends with the grace period, or at once with the second signal."""
+    with toy("tokenizing") as server, ThreadPoolExecutor() as pool:
+        url = ready_url(server)
+        for path, body in (("/tokenize", {"prompt": "a"}), ("/v1/completions", {"prompt": "a"})):
+            pool.submit(httpx.post, url + path, json=body, timeout=PATIENCE)
+            server.line_with("tokenizing")
+        assert httpx.get(f"{url}/health", timeout=PATIENCE).status_code == 200
+        server.signal(signals[0])
+        if signals[1:]:
+            server.line_with("finishing what runs")
+            server.signal(signals[1])
+        assert server.exit_code() == (0 if signals[1:] == [] else 128 + signal.SIGINT), server.said
+
+
 def test_http_answers_while_the_model_is_loading():
     with toy("stuck") as server:
         url = server.line_with("listening on").split("listening on ")[1].split(";")[0]

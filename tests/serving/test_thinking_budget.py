@@ -159,7 +159,7 @@ def test_who_aborts_in_the_moment_in_which_the_budget_is_used_up_gets_no_second_
     gateway = Gateway(service, model, R1, dataclasses.replace(CONFIG, reasoning="think"))
 
     async def go() -> list[Piece]:
-        read = await gateway.read("<think>\n")
+        read = await gateway.prompts.read("<think>\n")
         with gateway.reserve(model.profiles[0]) as places:
             async with Run(gateway, "mine", places) as run:
                 thinking = Thinking(place="inside", split=False, budget=2)

@@ -1,17 +1,18 @@
 """The server as a process with a toy for a model: `python -m tests.serving.toy_server MODE`.
 
-MODE is `well`, `stuck` (loading never ends), `unloadable` (the user's fault), `failing` (the fiftieth round raises) or
-`hanging` (the fiftieth round never comes back, and there is no grace). A result takes the device a few milliseconds.
+MODE is `well`, `stuck` (loading never ends), `unloadable` (the user's fault), `failing` (the fiftieth round raises),
+`hanging` (the fiftieth round never comes back, and there is no grace) or `tokenizing` (no text is ever tokenized, and
+the grace is short). A result takes the device a few milliseconds.
 """
 
 import dataclasses
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from sla_jax.errors import UserError, front_door
-from sla_jax.serving import process
+from sla_jax.serving import process, prompts
 from sla_jax.serving.settings import Limits, ModelInfo, Profile, ServeConfig
 from tests.serving.toy_worker import ToyWorker
 from tests.tiny import byte_level_tokenizer
@@ -61,12 +62,22 @@ class Toy:
             threading.Event().wait()
 
 
+def never_tokenize(tokenizer: Any, text: str, *, special: bool = False) -> NoReturn:
+    """In the place of the tokenizer's encoding."""
+    print("tokenizing", flush=True)
+    while True:
+        threading.Event().wait()
+
+
 def main(argv: list[str]) -> None:
     """Serve the toy in one of its modes."""
     config = CONFIG
     if argv[0] == "hanging":
         process.PATIENCE = 0.1
         config = dataclasses.replace(CONFIG, limits=Limits(grace=0.0))
+    if argv[0] == "tokenizing":
+        prompts.encoding = never_tokenize
+        config = dataclasses.replace(CONFIG, limits=Limits(grace=0.1))
     with process.listen(config.host, config.port) as listener:
         process.serve(config, listener, Toy(argv[0]))
 

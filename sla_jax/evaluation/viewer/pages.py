@@ -24,6 +24,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from sla_jax.errors import shortened
+
 STATIC = Path(__file__).parent / "static"
 NAMES = tuple(sorted(path.name for path in STATIC.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")))
 PUBLIC = frozenset({"/ui", "/ui/", *(f"/ui/{name}" for name in NAMES)})
@@ -173,7 +175,7 @@ def pieces(opened: BinaryIO, size: int) -> Iterator[bytes]:
 def refused(status: int, message: str, param: str = "path") -> Response:
     """An error object like those of the server's other routes."""
     kind = "not_found_error" if status == 404 else "invalid_request_error"
-    return _json({"error": {"message": message, "type": kind, "param": param, "code": None}}, status)
+    return _json({"error": {"message": shortened(message, 500), "type": kind, "param": param, "code": None}}, status)
 
 
 def _json(value: Mapping[str, Any], status: int = 200) -> Response:
