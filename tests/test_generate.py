@@ -13,6 +13,7 @@ import sla_jax
 from sla_jax import loading, terminal
 from sla_jax.errors import UserError, front_door
 from tests import tiny
+from tests.damage import edit
 from tests.programs import run_program
 from tests.tiny import CHATML
 
@@ -98,7 +99,7 @@ def test_variables_and_the_day_reach_the_template(checkpoint, tmp_path, capsys):
     copied = tmp_path / "qwen3"
     shutil.copytree(checkpoint, copied)
     thinks = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
-    (copied / "chat_template.jinja").write_text(CHATML + thinks + "{{ '+' * strftime_now('%d') | int }}")
+    edit(copied, "chat_template.jinja", CHATML + thinks + "{{ '+' * strftime_now('%d') | int }}")
 
     def prompt_tokens(*flags: str) -> int:
         generate.main([str(copied), "Hello", "--json", "--max-tokens", "1", "--search.method", "greedy", *flags])

@@ -12,7 +12,7 @@ from sla_jax.checkpoint.channel_file import read_channel, save_channel
 from sla_jax.checkpoint.staging import SUMS, check, damage, partial_path, staged, write_sums
 from sla_jax.errors import UserError
 from sla_jax.locks import LOCK
-from tests.damage import flip
+from tests.damage import edit, flip
 
 
 @pytest.fixture
@@ -83,11 +83,10 @@ def test_what_is_gone_cut_or_emptied_is_named(folder: Path) -> None:
 def test_what_others_put_there_or_changed_on_purpose_is_taken(folder: Path) -> None:
     (folder / "README.md").write_text("mine")
     check(folder)
-    (folder / "a.json").write_text("mine")
+    (folder / "a.json").write_text("damaged")
     with pytest.raises(UserError, match=r"a\.json is damaged .* If you changed it yourself, delete its line in"):
         check(folder)
-    whole = (folder / SUMS).read_text()
-    (folder / SUMS).write_text("".join(line for line in whole.splitlines(keepends=True) if "a.json" not in line))
+    edit(folder, "a.json", "mine")
     check(folder)
     (folder / "inner" / "b c.bin").write_text("mine")
     (folder / SUMS).unlink()

@@ -17,6 +17,7 @@ from sla_jax.scoring.process import ProcessScorer
 from sla_jax.scoring.registry import ScorerConfig, make_scorer
 from sla_jax.scoring.rows import answer_row, check_rows
 from tests.checkpoint import models
+from tests.damage import edit
 from tests.programs import tiny_checkpoint
 from tests.tiny import CHATML, byte_level_tokenizer, tiny_config
 
@@ -27,7 +28,7 @@ ASK = Candidate([{"role": "user", "content": "Hi"}], "Yes", [], True)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tiny_checkpoint(tmp_path_factory.mktemp("rendering") / "tiny")
-    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    edit(directory, "chat_template.jinja", TEMPLATE)
     return directory
 
 
