@@ -141,6 +141,17 @@ def test_one_process_renders_for_all_threads() -> None:
     process.close()
 
 
+def test_closing_waits_for_no_template() -> None:
+    process = TemplateProcess(seconds=3600.0)
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(process.render, BOMBS["loops in loops"], ASK, None)
+        while process._process is None:
+            pass
+        process.close()
+        with pytest.raises(UserError, match="was stopped: its process ended with the code -9"):
+            endless.result()
+
+
 def test_a_process_that_somebody_ends_is_started_again(small: TemplateProcess) -> None:
     pid = small._running().pid
     os.kill(pid, signal.SIGKILL)

@@ -50,7 +50,9 @@ class TemplateProcess:
         return frozenset(json.loads(self._ask(do="names", template=template)))
 
     def close(self) -> None:
-        """End the process; the next request starts another."""
+        """End the process, whatever it does; the next request starts another."""
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()  # a thread that waits for its answer is told so, and lets go of the lock
         with self._lock:
             if self._process is not None and self._owner == os.getpid():
                 self._end(self._process)
