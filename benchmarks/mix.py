@@ -112,8 +112,7 @@ class Clients:
 
     def _long(self, kind: str, **fields: Any) -> Case:
         """Many tokens by any profile that streams."""
-        model = self._chance.choice(self._streams)
-        return self._answer(kind, model=model, max_tokens=200, ignore_eos=True, **fields)
+        return self._answer(kind, model=self._chance.choice(self._streams), max_tokens=200, **fields)
 
     def _left(self, kind: str) -> Case:
         return dataclasses.replace(self._long(kind, stream=True), leaves_after=self._chance.randint(0, 6000))
@@ -122,7 +121,7 @@ class Clients:
         return dataclasses.replace(self._answer(kind), patience=0.1 + 5 * self._chance.random())
 
     def _aborted(self, kind: str) -> Case:
-        return dataclasses.replace(self._long(kind), aborts_after=4 * self._chance.random())
+        return dataclasses.replace(self._long(kind, ignore_eos=True), aborts_after=4 * self._chance.random())
 
     def _bad(self, kind: str) -> Case:
         body = self._chance.choice([*(text.encode() for text in BAD_BODIES), NOT_UTF8])

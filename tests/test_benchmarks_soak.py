@@ -86,7 +86,7 @@ def good() -> Figures:
     return Figures(
         ends=collections.Counter({("plain", "answered"): 95, ("plain", "refused"): 50}),
         seconds=100.0,
-        memory=[(float(second), 1000.0 if second < 60 else 2000.0) for second in range(100)],
+        memory=[(float(second), 1000.0 if second < 60 else 2000.0) for second in range(200)],
         probes=[True] * 4,
         before=counts,
         after={**counts, f"{soak.OUTCOMES} length": 100.0, f"{soak.OUTCOMES} timeout": 5.0},
@@ -121,7 +121,7 @@ def test_every_bound_can_be_broken(changes: dict[str, Any], what: str):
 
 
 def test_memory_is_not_judged_before_it_has_settled():
-    short = dataclasses.replace(good(), memory=[(float(second), 1.0 + second) for second in range(70)])
+    short = dataclasses.replace(good(), memory=[(float(second), 1.0 + second) for second in range(170)])
     assert failed(short) == [] and any(line.seen == "too short a run" for line in verdict(short))
 
 
