@@ -240,7 +240,7 @@ class ServeConfig:
 
     @property
     def waiting(self) -> int:
-        """Requests that may wait for the tokenizer: `limits.queue`, or unless said as many as for all slots together."""
+        """Requests that may wait for the tokenizer: `limits.queue`, or unless said as many as for all slots."""
         queue = self.limits.queue
         return sum(self.limits.queue_of(one.slots) for one in self.profiles) if queue is None else queue
 
