@@ -108,8 +108,8 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         part = bytes(self._unparsed[:SLICE])
-        self._parse(part)
         del self._unparsed[:SLICE]
+        self._parse(part)
         if self._unparsed:
             self.transport.pause_reading()
             self.loop.call_soon(self._parse_slice)
