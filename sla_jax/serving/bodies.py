@@ -19,7 +19,7 @@ from sla_jax.serving.threads import Threads
 from sla_jax.serving.wire import parse_json
 
 LARGE = 2**16  # bytes; smaller bodies are read on the event loop, in a few milliseconds
-READERS = 2  # threads; all of them together have one core, Python's
+READERS = 1  # threads; several would have no more than one core together, Python's, and leave less of it to the loop
 
 
 class ReadBody(NamedTuple):

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sla_jax.serving.settings import Limits
 
 SLICE = 2**14  # bytes that are parsed at once
-OVERHEAD = 1.25  # most bytes on the wire for a byte of a body in chunks, beyond its first two slices
+OVERHEAD = 1.1  # most bytes on the wire for a byte of a body in chunks, beyond its first two slices
 
 
 class Alarm:
@@ -49,6 +49,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._head, self._unread = Alarm(), Alarm()  # set while a head is awaited; while the client is behind
+        self._unparsed = bytearray()
         self._wire = self._body = 0  # bytes that came since the last head, and those of them that were the body
 
     def connection_made(self, transport: Any) -> None:
@@ -57,15 +58,13 @@ class Connection(H11Protocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, and hang up on a body that is cut into crumbs."""
+        """Parse what came, a slice at a time: between two slices the event loop has its turn, and nothing is read."""
         if self._awaits_head:
             self._await_head()
-        for start in range(0, len(data), SLICE):
-            if self.transport.is_closing():
-                return
-            self._parse(data[start : start + SLICE])
-        if not self._awaits_head:
-            self._head.off()
+        begins = not self._unparsed
+        self._unparsed += data
+        if begins:
+            self._parse_slice()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
@@ -105,7 +104,22 @@ class Connection(H11Protocol):
     def _await_reader(self) -> None:
         self._unread.set(self.loop, self.limits.unread, self.transport.abort)
 
+    def _parse_slice(self) -> None:
+        if self.transport.is_closing():
+            return
+        part = bytes(self._unparsed[:SLICE])
+        del self._unparsed[:SLICE]
+        self._parse(part)
+        if self._unparsed:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._parse_slice)
+        elif not self.transport.is_closing() and not self.flow.read_paused:
+            self.transport.resume_reading()
+        if not self._awaits_head:
+            self._head.off()
+
     def _parse(self, data: bytes) -> None:
+        """Give it to uvicorn, and hang up on a body that is cut into crumbs."""
         cycle, before = self.cycle, 0 if self.cycle is None else len(self.cycle.body)
         super().data_received(data)
         if self.cycle is not cycle:

@@ -27,7 +27,7 @@ from sla_jax.serving.replies import (
 )
 from sla_jax.serving.schema import AbortBody, DetokenizeBody, TokenizeBody
 from sla_jax.serving.settings import ModelInfo, Profile
-from sla_jax.serving.wire import Work, send_body, send_json
+from sla_jax.serving.wire import Work, send_body
 
 PLAIN = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -145,7 +145,7 @@ def _tokens(routes: APIRouter, gateway: Gateway) -> None:
         profile_of(gateway.model, body.model)
 
         async def work(send: Send) -> None:
-            await send_json(send, {"prompt": await gateway.prompts.detokenize(body.tokens)})
+            await send_body(send, b'{"prompt":%s}' % await gateway.prompts.detokenize(body.tokens))
 
         return Work(work)
 

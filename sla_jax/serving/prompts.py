@@ -18,6 +18,7 @@ from sla_jax.serving.errors import bad, timed_out
 from sla_jax.serving.messages import Chat, turns_of
 from sla_jax.serving.settings import ModelInfo, ServeConfig
 from sla_jax.serving.threads import Threads, checkpoint
+from sla_jax.serving.wire import to_json
 from sla_jax.text import (
     PreTrainedTokenizerBase,
     TextStream,
@@ -97,18 +98,15 @@ class Prompts:
         self.check_tokens(after, "response")
         return tuple(before), tuple(after)
 
-    async def detokenize(self, tokens: list[int], param: str = "tokens") -> str:
-        """The text of tokens, special ones by name. As many are taken as a text that fits may have bytes."""
+    async def detokenize(self, tokens: list[int], param: str = "tokens") -> bytes:
+        """The text of tokens, special ones by name, as JSON. As many are taken as a text that fits may have bytes."""
         if len(tokens) > self.most_bytes:
             raise bad(
                 f"{len(tokens)} tokens are more than the {self.most_bytes} bytes of the longest text that fits into "
                 f"a context of {self._model.context} tokens; give them in parts.",
                 param,
             )
-        self.check_tokens(tokens, param)
-        decode = self.tokenizer.backend_tokenizer.decode_batch  # as decode, but lets other threads run
-        (text,) = await self._run(decode, [tokens], skip_special_tokens=False)
-        return str(text)
+        return await self._run(self._detokenized, tokens, param)
 
     def check_tokens(self, tokens: Sequence[int], param: str) -> None:
         """Raise ApiError 400 if the model has no embedding for one of them."""
@@ -144,6 +142,12 @@ class Prompts:
             checkpoint()
             pieces.append(",".join(map(str, ids[start : start + STRIDE])))
         return Tokenized(len(ids), f"[{','.join(pieces)}]".encode())
+
+    def _detokenized(self, tokens: list[int], param: str) -> bytes:
+        self.check_tokens(tokens, param)
+        decode = self.tokenizer.backend_tokenizer.decode_batch  # as decode, but lets other threads run
+        (text,) = decode([tokens], skip_special_tokens=False)
+        return to_json(text)
 
     def _encoded(self, prompt: str | Chat, special: bool, param: str) -> Encoding:
         """A text, or what the template makes of a chat; that has its own special tokens, unless the chat says so."""

@@ -128,9 +128,18 @@ PIECES = st.lists(
 )
 
 
-@given(PIECES)
-def test_half_a_surrogate_pair_is_found_wherever_it_stands(pieces):
-    body = f'["{"".join(pieces)}"]'
+@pytest.mark.parametrize("piece", [1, 7, wire.PIECE])
+@given(pieces=PIECES)
+def test_half_a_surrogate_pair_is_found_wherever_it_stands(piece, pieces):
+    """Also across the ends of the pieces in which it is looked for."""
+    wire.PIECE, usual = piece, wire.PIECE
+    try:
+        check_halves(f'["{"".join(pieces)}"]')
+    finally:
+        wire.PIECE = usual
+
+
+def check_halves(body: str) -> None:
     try:
         json.loads(body)[0].encode()
     except UnicodeEncodeError:
