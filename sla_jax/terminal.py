@@ -197,19 +197,23 @@ class Column:
         """Take one chunk that took `seconds`."""
         self.tally.add(chunk, seconds)
         pairs = zip(chunk.token_ids, chunk.rewards, strict=True)
-        self.pieces += [(printable(self.stream.push([token])), reward) for token, reward in pairs]
+        self.pieces += [(self.stream.push([token]), reward) for token, reward in pairs]
         self.done = chunk.finish_reason is not None
         if self.done and self.pieces:
-            self.pieces.append((printable(self.stream.finish()), self.pieces[-1][1]))
+            self.pieces.append((self.stream.finish(), self.pieces[-1][1]))
 
     def render(self, low: float, high: float) -> Panel:
         """The panel, coloured on the scale low…high."""
         text = Text()
         for piece, reward in self.pieces:
-            text.append(piece, style=_colour(reward, low, high))
+            text.append(printable(piece), style=_colour(reward, low, high))
         rewards = [reward for _, reward in self.pieces]
         mean = f"mean reward {sum(rewards) / len(rewards):+.3f}" if rewards else "…"
-        return Panel(text, title=self.name, subtitle=mean + (f" · {self.tally.rounds} rounds" if self.done else " …"))
+        return Panel(
+            text,
+            title=Text(printable(self.name)),
+            subtitle=mean + (f" · {self.tally.rounds} rounds" if self.done else " …"),
+        )
 
 
 def _table(columns: Mapping[str, Column]) -> Table:

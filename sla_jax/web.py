@@ -6,20 +6,25 @@ So a server that is open to anybody answers only to names that no stranger can o
 numbers, which need no DNS; `localhost`, and names with no dot in them (a machine of this network, a service of
 Compose or of Kubernetes), which nobody can register; and those that its configuration gives it. Whoever asks without a
 `Host` (HTTP/1.0) is no browser.
+
+Plain ASGI and the standard library, so that a server's configuration can be read where no server is installed.
 """
 
 import errno
 import ipaddress
+import json
 import re
 import socket
-from collections.abc import Iterable
-
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
 
 from sla_jax.errors import UserError
 
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{0,5})?", re.ASCII | re.IGNORECASE)
 PATTERN = re.compile(r"\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 SAFE = {  # of an answer that says nothing else: it is data, in no frame, and what it is said to be
@@ -91,13 +96,13 @@ def _fits(name: str, pattern: str) -> bool:
 class KnownHosts:
     """Answers 400 to a request that calls this server by a name it does not know; `names` as of `is_known`."""
 
-    def __init__(self, app: ASGIApp, names: Iterable[str] = ()):
+    def __init__(self, app: App, names: Iterable[str] = ()):
         self._app, self._names = app, frozenset(names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        hosts = Headers(scope=scope).getlist("host")
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if "*" in self._names or (len(hosts) < 2 and all(is_known(host, self._names) for host in hosts)):
             return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
@@ -107,21 +112,24 @@ class KnownHosts:
             "names that it is given (serve.py: http.hosts)."
         )
         error = {"message": message, "type": "invalid_request_error", "param": "host", "code": "unknown_host"}
-        await JSONResponse({"error": error}, 400)(scope, receive, send)
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 400, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
 class SafeHeaders:
     """Gives every answer the headers of SAFE that it does not have."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: App):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SAFE.items():
-                    headers.setdefault(name, value)
+                given = list(message.get("headers", ()))
+                known = {name.lower() for name, _ in given}
+                pairs = ((name.encode(), value.encode()) for name, value in SAFE.items())
+                message["headers"] = [*given, *(pair for pair in pairs if pair[0] not in known)]
             await send(message)
 
         await self._app(scope, receive, guarded)

@@ -50,11 +50,13 @@ def packages(found: Iterable[importlib.metadata.Distribution] | None = None) -> 
 
 def licence(package: importlib.metadata.Distribution) -> str:
     """What a package may be used under, as SPDX writes it."""
-    expression, old = package.metadata.get("License-Expression"), package.metadata.get("License", "")
-    classifiers = [OSI.fullmatch(line) for line in package.metadata.get_all("Classifier", [])]
+    expressions, fields, lines = (
+        package.metadata.get_all(name) or [] for name in ("License-Expression", "License", "Classifier")
+    )
+    classifiers, old = [OSI.fullmatch(line) for line in lines], next(iter(fields), "")
     named = {SPELLED.get(line[1], line[1]) for line in classifiers if line}
     guesses = [SPELLED.get(old, old), " AND ".join(sorted(named)), READ.get(package.name.lower(), "")]
-    said = guesses if expression is None else [expression]
+    said = expressions or guesses
     return next(filter(_is_accepted, said), UNKNOWN)
 
 

@@ -23,6 +23,18 @@ def wrong(argv: list[str]) -> None:
     raise UserError(f"came {argv}, expected something else.")
 
 
+def test_what_others_wrote_moves_no_cursor(capsys):
+    with pytest.raises(SystemExit):
+        front_door(wrong, ["\x1b[2J"])
+
+    def tells(argv: list[str]) -> None:
+        raise UserError("the server says \x1b[2J\r.")
+
+    with pytest.raises(SystemExit):
+        front_door(tells, [])
+    assert "\x1b" not in (said := capsys.readouterr().err) and "says ␛[2J␍." in said
+
+
 def test_nearest_suggests_a_close_name_only():
     assert nearest("widht", ["depth", "width"]) == " Did you mean 'width'?"
     assert nearest("zzz", ["depth", "width"]) == ""

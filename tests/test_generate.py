@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import sys
+import xml.etree.ElementTree
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,8 @@ import convert
 import generate
 import sla_jax
 from sla_jax import loading, terminal
+from sla_jax.api import Chunk, Usage
+from sla_jax.decode.cost import Cost
 from sla_jax.errors import UserError, front_door
 from tests import tiny
 from tests.damage import edit
@@ -69,6 +73,33 @@ def test_side_by_side_columns_hold_the_whole_answers_in_colour(checkpoint):
     rest = sum(len(chunk.token_ids) for chunk in chunks[1:])
     assert f"then {rest / (0.5 * (len(chunks) - 1)):.1f} tokens/s" in column.tally.line()
     assert column.done and "\x1b[38;2;" in drawn.getvalue()
+
+
+def hostile_chunk():
+    text = "a\x1b]0;owned\x07\x1b[2J\r\nb"
+    usage = Usage(prompt_tokens=1, completion_tokens=1, explored_tokens=1)
+    cost = Cost(steps=1, lane_steps=1, explored_tokens=1, committed_tokens=1, kv_bytes=1)
+    known = {"score": None, "margin": None, "alive": 1, "usage": usage, "cost": cost, "finish_reason": "stop"}
+    return Chunk(round=0, token_ids=[1], text=text, rewards=[0.5], **known)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_a_model_writes_moves_no_cursor(monkeypatch, capsys, shown):
+    """On a terminal; a file gets it as it is."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: shown)
+    terminal.print_stream([hostile_chunk()])
+    out = capsys.readouterr().out
+    assert out == ("a␛]0;owned␇␛[2J␍\nb\n" if shown else f"{hostile_chunk().text}\n")
+
+
+def test_nor_in_columns_and_pictures(tmp_path):
+    column = terminal.Column("[red]name", tiny.byte_level_tokenizer())
+    column.pieces.append((hostile_chunk().text, 0.5))
+    drawn = io.StringIO()
+    Console(file=drawn, width=60).print(column.render(-1.0, 1.0))
+    assert "\x1b" not in drawn.getvalue() and "[red]name" in drawn.getvalue()
+    terminal.save_picture({"[red]name": column}, tmp_path / "a.svg", title="<b>\x1b")
+    assert xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
 
 
 def test_a_column_goes_on_from_the_prompt_as_its_answer_does(checkpoint, monkeypatch, capsys):

@@ -1,7 +1,9 @@
 """serve.py and the process around the service: errors at the door, loading, signals, failures, the whole program."""
 
 import contextlib
+import io
 import json
+import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,6 +103,13 @@ def test_a_port_in_use_is_named_before_anything_is_loaded(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         serve.main([write_config(tmp_path, tmp_path / "nowhere"), "--port", "0"])
+
+
+def test_the_log_moves_no_cursor(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(process.sys, "stderr", written)
+    process.log_handler().handle(logging.makeLogRecord({"levelname": "INFO", "msg": "from %s", "args": ("\x1b[2J\r",)}))
+    assert written.getvalue().endswith(" INFO from ␛[2J␍\n")
 
 
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path):

@@ -14,6 +14,7 @@ Requests and replies are JSON:
 Imports nothing of the project, and starts in the time that sympy takes.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -50,9 +51,10 @@ def serve(requests: Connection, seconds: int, size: int) -> None:
 
 
 def bound(kind: int, most: int) -> None:
-    """Lower a limit of this process, as far as it is allowed to."""
+    """Lower a limit of this process, as far as the system lets it (macOS has none of memory)."""
     hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 class Reader:
