@@ -186,6 +186,7 @@ class Steps:
         )
         self.folder = folder
         self.saving: int | None = None  # the step that may not be on disk yet
+        self.named = ""  # the state that is to get its name next
         with _kept(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if hosts.first():
@@ -199,13 +200,14 @@ class Steps:
 
     def _list(self) -> None:
         """Called by orbax, in process 0, when all of a state is written and before it gets its name."""
-        for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        for part in self.folder.glob(f"{self.named}.orbax-checkpoint-tmp*"):
             staging.write_sums(part, LATE)
 
     def save(self, step: int, tree: Any) -> None:
         """Save a step; one that is already there is left as it is. Raises UserError."""
         self.wait()
         if step not in self.manager.all_steps():
+            self.named = str(step)
             with _kept(self.folder / str(step)):
                 _in_daemon(lambda: self.manager.save(step, args=ocp.args.StandardSave(_flat(tree))), None)
                 self.saving = step

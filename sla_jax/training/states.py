@@ -25,7 +25,10 @@ def sift(folder: Path) -> None:
         found = _wrong(state, SMALL if whole else None)
         if found is not None:
             wrong[state] = found
-        whole |= found is None
+        elif not whole:
+            whole = True
+            if (state / staging.SUMS).exists():
+                staging.write_sums(state)  # those of LATE too, where a kill came before they were listed
     if states and not whole:
         told = " ".join(f"{state.name}: {found}" for state, found in wrong.items())
         raise UserError(

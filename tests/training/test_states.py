@@ -74,6 +74,7 @@ def test_a_state_has_its_sums_as_soon_as_it_has_its_name(tmp_path: Path) -> None
     steps.close()
     assert len((killed / "1" / SUMS).read_text().splitlines()) == len(files(killed / "1")) - 1 - len(LATE)
     assert restored(killed) == 0
+    assert len((killed / "1" / SUMS).read_text().splitlines()) == len(files(killed / "1")) - 1
 
 
 def test_a_flipped_bit_in_any_file_is_named_and_the_state_before_it_goes_on(made: Path, tmp_path: Path, capsys) -> None:
