@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from sla_jax.checkpoint import staging
 from sla_jax.checkpoint.sources import read_json
 from sla_jax.checkpoint.staging import refuse, staged
-from sla_jax.errors import UserError, nearest
+from sla_jax.errors import UserError, nearest, shortened
 from sla_jax.files import read_text
 from sla_jax.model.config import CAUSAL, HEADS, SEQUENCE, TOKEN, ChannelConfig, ModelConfig, ScoreConfig, from_hf
 from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_params
@@ -37,6 +37,8 @@ from sla_jax.model.policy import Policy, param_paths, param_shapes, policy_from_
 FORMAT = 1
 MARKER, PARAMS = "sla_jax.json", "params"
 TRAIN_CONFIG = "train.yaml"
+# what orbax raises of files that are not whole, beside a bare Exception
+DAMAGED = (ValueError, TypeError, FileNotFoundError, KeyError)
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = "additional_chat_templates/*.jinja"  # where transformers 5 puts all chat templates but the default one
 # what is kept of a Hugging Face directory beside weights and config.json, as patterns
@@ -262,8 +264,10 @@ def _restore(directory: Path, name: str, want: jax.ShapeDtypeStruct | None) -> A
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as reader:
             item = {name: 0 if want is None else want}
             return reader.restore(folder, args=ocp.args.PyTreeRestore(item=item, restore_args={name: args}))[name]
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, DAMAGED):
+            raise
+        reason = shortened(str(error).splitlines()[0], 400) if str(error) else type(error).__name__
         raise UserError(
             f"{directory} is damaged: the parameter {name!r} cannot be restored ({reason}). Import it again."
         ) from None

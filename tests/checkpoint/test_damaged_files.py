@@ -1,6 +1,7 @@
 """Weights of strangers, cut, flipped and lying: one paragraph or a whole tensor; no number is believed."""
 
 import json
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from sla_jax.checkpoint import safetensors_file as ours
+from sla_jax.checkpoint import store
 from sla_jax.checkpoint.sources import TorchSource, open_weights
 from sla_jax.errors import UserError
 
@@ -225,3 +227,23 @@ def test_torch_files_that_are_cut_anywhere_are_told(tmp_path: Path) -> None:
         path.write_bytes(whole[:keep])
         with pytest.raises(UserError, match="cannot be read by torch.load"):
             TorchSource([path])
+
+
+# ---- our own checkpoints, made by strangers ----
+
+
+@pytest.mark.parametrize("keep", [0, 20])
+def test_a_parameter_whose_files_are_cut_is_told(bare_checkpoint: Path, tmp_path: Path, keep: int) -> None:
+    shutil.copytree(bare_checkpoint, tmp_path / "ours")
+    found, told = store.info(tmp_path / "ours"), 0
+    whole = store.read_param(found, "norm")
+    for path in [path for path in (tmp_path / "ours" / "params" / "norm").rglob("*") if path.is_file()]:
+        raw = path.read_bytes()
+        path.write_bytes(raw[:keep])
+        try:
+            assert np.array_equal(store.read_param(found, "norm"), whole)
+        except UserError as error:
+            told += 1
+            assert "the parameter 'norm' cannot be restored" in str(error)
+        path.write_bytes(raw)
+    assert told > 0
