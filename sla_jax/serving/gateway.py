@@ -13,6 +13,7 @@ For more than one request at a time there are the parts: `reserve`, `prompts.rea
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import time
@@ -226,9 +227,13 @@ class Gateway:
     def __init__(self, service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):
         self.service, self.model, self.tokenizer, self.config = service, model, tokenizer, config
         self.prompts = Prompts(tokenizer, model, config)
-        self.reasoner = Reasoner(tokenizer, config.reasoning)
         self.runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
+
+    @functools.cached_property
+    def reasoner(self) -> Reasoner:
+        """How the model thinks, if it does."""
+        return Reasoner(self.tokenizer, self.config.reasoning)
 
     @contextlib.asynccontextmanager
     async def answer(

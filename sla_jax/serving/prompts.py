@@ -7,6 +7,7 @@ leaves.
 """
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -53,15 +54,17 @@ class Tokenized(NamedTuple):
 
 
 class Prompts:
-    """What one server's tokenizer does, for every route that has texts or tokens. Methods raise ApiError, Overloaded.
-
-    `most_bytes`: of the longest text that can fit into the context, as far as the longest token tells."""
+    """What one server's tokenizer does, for every route that has texts or tokens. Methods raise ApiError, Overloaded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelInfo, config: ServeConfig):
         self.tokenizer, self._model, self._seconds = tokenizer, model, config.limits.timeout
-        self.most_bytes = model.context * longest_token(tokenizer)
         threads = min(MOST_THREADS, os.cpu_count() or 1)
         self._threads = Threads("the tokenizer", count=threads, waiting=config.waiting)
+
+    @functools.cached_property
+    def most_bytes(self) -> int:
+        """Bytes of the longest text that can fit into the context, as far as the longest token tells."""
+        return self._model.context * longest_token(self.tokenizer)
 
     async def read(self, prompt: str | Sequence[int] | Chat, *, special: bool = True, param: str = "prompt") -> Prompt:
         """A prompt as the model reads it: a text (`special`: with the tokens that the tokenizer puts around one), a
