@@ -54,7 +54,7 @@ class Tokenized(NamedTuple):
 
 
 class Prompts:
-    """What one server's tokenizer does, for every route that has texts or tokens. Methods raise ApiError, Overloaded."""
+    """What one server's tokenizer does, for every route with texts or tokens. Methods raise ApiError, Overloaded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelInfo, config: ServeConfig):
         self.tokenizer, self._model, self._seconds = tokenizer, model, config.limits.timeout
