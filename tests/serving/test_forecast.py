@@ -1,5 +1,6 @@
 """What is foreseen of slots and answers, against their definitions: shares counted, slots handed over one by one."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from sla_jax.serving.forecast import LATEST, ROUNDS, Length, Pace, Survival, seconds_to_slot
 
-LONGER = 0.3  # a share that is never met exactly
+LONGER = math.pi / 10  # which no share of counts is
 SECONDS = st.integers(0, 9).map(float)
 LENGTHS = st.lists(st.builds(Length, st.integers(1, 12), st.booleans()), max_size=8)
 
