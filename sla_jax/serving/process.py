@@ -11,6 +11,7 @@ when everybody has had an answer (aborted, after the grace period) is no failure
 import contextlib
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import queue
@@ -173,6 +174,7 @@ class Process:
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
             is_ready = self._next() == "ready"
         if is_ready:
+            gc.freeze()  # the libraries' objects: going through them all stops every thread for some tenths of a second
             self._announce()
             while self._next() != "end":
                 pass
