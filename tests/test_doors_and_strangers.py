@@ -13,8 +13,10 @@ import eval as evaluate
 import generate
 import serve
 import train
+from sla_jax.checkpoint.staging import SUMS
 from sla_jax.errors import LONGEST, front_door
 from tests.checkpoint import gguf_files, models
+from tests.damage import unsummed
 
 DOORS: dict[str, tuple[Any, list[str]]] = {
     "convert.py inspect": (convert, ["inspect", "{dir}"]),
@@ -59,8 +61,9 @@ def spoiled(source: Path, place: Path, name: str, content: Any) -> dict[str, Pat
     """The names of files in DOORS, for a copy of a checkpoint in which one file is replaced, or has other fields."""
     folder = place / "checkpoint"
     shutil.copytree(source, folder)
+    (folder / SUMS).unlink()
     if not isinstance(content, str):
-        content = json.dumps(json.loads((folder / name).read_text()) | content)
+        content = json.dumps(json.loads(unsummed((folder / name).read_text())) | content)
     (folder / name).write_text(content)
     pairs, config = place / "pairs.jsonl", place / "serve.yaml"
     pairs.write_text('{"prompt": "Hi", "chosen": "Yes.", "rejected": "No."}\n' * 9)

@@ -4,11 +4,13 @@ The main thread waits for what happens and decides; HTTP has a thread with an ev
 device. HTTP answers before the model is there (/health 200, /ready 503) and for as long as streams are being drained;
 it ends last, so that every stream gets its last event. Exit codes: 0 after a signal, 1 when the engine or HTTP has
 failed, 2 for whatever the user can mend. A second signal ends the process at once, and the first one when the grace
-period and `ENOUGH` seconds are over; no exit waits for a thread.
+period and `ENOUGH` seconds are over; no exit waits for a thread. That the worker is still inside a call of the device
+when everybody has had an answer (aborted, after the grace period) is no failure.
 """
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import queue
@@ -99,6 +101,11 @@ class Http:
         self._thread = threading.Thread(target=run, name="http", daemon=True)
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is being answered."""
+        return bool(self._server.server_state.tasks)
+
     def stop(self) -> None:
         """Close idle connections at once and the others when their last answer is sent; return when it is done."""
         self._server.should_exit = True
@@ -144,6 +151,7 @@ class Process:
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
             is_ready = self._next() == "ready"
         if is_ready:
+            gc.freeze()  # the libraries' objects: going through them all stops every thread for some tenths of a second
             self._announce()
             while self._next() != "end":
                 pass
@@ -163,7 +171,7 @@ class Process:
                 what = self.happenings.get(timeout=patience)
             except queue.Empty:
                 log.error("the worker does not come back; leaving without it")
-                leave(1)
+                leave(1 if self.http.busy or self.config.grpc_port is not None else 0)
             if what == "http":
                 log.error("HTTP is gone; nobody can be served any more")
                 self.service.drain(0.0)

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from sla_jax.checkpoint import safetensors_file as ours
 from sla_jax.checkpoint import store
 from sla_jax.checkpoint.sources import TorchSource, open_weights
+from sla_jax.checkpoint.staging import SUMS
 from sla_jax.errors import UserError
 
 WHOLE = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.float16)}, {"made": "here"})
@@ -235,6 +236,7 @@ def test_torch_files_that_are_cut_anywhere_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 20])
 def test_a_parameter_whose_files_are_cut_is_told(bare_checkpoint: Path, tmp_path: Path, keep: int) -> None:
     shutil.copytree(bare_checkpoint, tmp_path / "ours")
+    (tmp_path / "ours" / SUMS).unlink()
     found, told = store.info(tmp_path / "ours"), 0
     whole = store.read_param(found, "norm")
     for path in [path for path in (tmp_path / "ours" / "params" / "norm").rglob("*") if path.is_file()]:

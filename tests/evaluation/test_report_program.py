@@ -297,7 +297,7 @@ def test_what_a_run_is_called_does_nothing_in_its_report(tmp_path: Path):
     for file in folder.rglob("gsm8k/sla.jsonl"):
         file.rename(file.with_name("=sla|<b>$x_$%.jsonl"))
     for file in (folder / "answers" / "gsm8k").glob("*.jsonl"):
-        lines = [json.loads(line) | {"level": NAME} for line in file.read_text().splitlines()]
+        lines = [json.loads(line) | {"level": NAME} for line in unsummed(file.read_text()).splitlines()]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report(config(folder, devices={}))
     written = {path.name: path for path in (folder / "report").iterdir()}
