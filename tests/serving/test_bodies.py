@@ -260,7 +260,7 @@ def test_nothing_of_a_large_body_is_held_after_its_answer(path, body):
         call(APP, path, content=content, headers=JSON)
         while APP.state.bodies._threads._busy:  # the thread hears last that the answer was taken
             call(APP, "/health")
-        assert not [one for one in gc.get_objects() if isinstance(one, list) and len(one) == HELD]
+        assert not [one for one in gc.get_objects() if type(one) is list and len(one) == HELD]
     finally:
         gc.enable()
 
