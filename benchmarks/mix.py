@@ -43,7 +43,7 @@ NOT_UTF8 = b"\xff"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class ClientRequest:
     """One request, and how its client behaves."""
 
     kind: str
@@ -65,14 +65,14 @@ class Clients:
         self._searches = self._streams[1:] or self._streams
         self._scores = any(entry["search"]["rewards"] for entry in profiles)
 
-    def draw(self) -> Case:
+    def draw(self) -> ClientRequest:
         """The next request."""
         kinds = [kind for kind in SHARES if kind != "rewards" or self._scores]
         kind = self._chance.choices(kinds, [SHARES[kind] for kind in kinds])[0]
         return self._special[kind](kind) if kind in self._special else self._answer(kind, **self._fields(kind))
 
     @property
-    def _special(self) -> dict[str, Callable[[str], Case]]:
+    def _special(self) -> dict[str, Callable[[str], ClientRequest]]:
         return {
             "bad body": self._bad,
             "rewards": self._rewards,
@@ -100,7 +100,7 @@ class Clients:
         question = " ".join(self._chance.choices(WORDS, k=self._chance.randint(1, 120)))
         return [{"role": "user", "content": question}]
 
-    def _answer(self, kind: str, **fields: Any) -> Case:
+    def _answer(self, kind: str, **fields: Any) -> ClientRequest:
         body = {
             "model": self._plain,
             "messages": self._messages(),
@@ -108,31 +108,31 @@ class Clients:
             "stream": self._chance.random() < 0.6,
             **fields,
         }
-        return Case(kind=kind, body=json.dumps(body).encode())
+        return ClientRequest(kind=kind, body=json.dumps(body).encode())
 
-    def _long(self, kind: str, **fields: Any) -> Case:
+    def _long(self, kind: str, **fields: Any) -> ClientRequest:
         """Many tokens by any profile that streams."""
         return self._answer(kind, model=self._chance.choice(self._streams), max_tokens=200, **fields)
 
-    def _left(self, kind: str) -> Case:
+    def _left(self, kind: str) -> ClientRequest:
         return dataclasses.replace(self._long(kind, stream=True), leaves_after=self._chance.randint(0, 6000))
 
-    def _impatient(self, kind: str) -> Case:
+    def _impatient(self, kind: str) -> ClientRequest:
         return dataclasses.replace(self._answer(kind), patience=0.1 + 5 * self._chance.random())
 
-    def _aborted(self, kind: str) -> Case:
+    def _aborted(self, kind: str) -> ClientRequest:
         return dataclasses.replace(self._long(kind, ignore_eos=True), aborts_after=4 * self._chance.random())
 
-    def _bad(self, kind: str) -> Case:
+    def _bad(self, kind: str) -> ClientRequest:
         body = self._chance.choice([*(text.encode() for text in BAD_BODIES), NOT_UTF8])
-        return Case(kind=kind, path=self._chance.choice(ROUTES), body=body)
+        return ClientRequest(kind=kind, path=self._chance.choice(ROUTES), body=body)
 
-    def _rewards(self, kind: str) -> Case:
+    def _rewards(self, kind: str) -> ClientRequest:
         body = {"messages": self._messages(), "response": "Fine " * self._chance.randint(1, 60)}
-        return Case(kind=kind, path="/v1/rewards", body=json.dumps(body).encode())
+        return ClientRequest(kind=kind, path="/v1/rewards", body=json.dumps(body).encode())
 
 
-async def send(client: httpx.AsyncClient, case: Case, name: str, patience: float) -> str:
+async def send(client: httpx.AsyncClient, case: ClientRequest, name: str, patience: float) -> str:
     """Send one request as its client would; what became of it, in a word. It hangs after `patience` seconds."""
     headers = {"content-type": "application/json", "x-request-id": name}
     aborting = asyncio.create_task(_abort(client, name, case.aborts_after))

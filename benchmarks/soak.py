@@ -47,7 +47,7 @@ OUTCOMES = "sla_jax_requests_total"
 
 
 @dataclasses.dataclass
-class Figures:
+class Observed:
     """What was seen."""
 
     ends: collections.Counter[tuple[str, str]] = dataclasses.field(default_factory=collections.Counter)  # (kind, word)
@@ -85,7 +85,7 @@ class Bound(NamedTuple):
     holds: bool
 
 
-def verdict(figures: Figures) -> list[Bound]:
+def verdict(figures: Observed) -> list[Bound]:
     """What was seen beside what is allowed."""
     outcomes = {name.split()[1]: figures.spent(name) for name in figures.after if name.startswith(f"{OUTCOMES} ")}
     taken, late, refused = sum(outcomes.values()), outcomes.get("timeout", 0.0), outcomes.get("refused", 0.0)
@@ -118,11 +118,11 @@ class Soak:
 
     def __init__(self, client: httpx.AsyncClient, options: argparse.Namespace, pid: int | None):
         self._client, self._options, self._pid = client, options, pid
-        self.figures = Figures()
+        self.figures = Observed()
         self._numbers = itertools.count()
         self._began = self._until = time.monotonic()
 
-    async def run(self) -> Figures:
+    async def run(self) -> Observed:
         """Ask the probes, load the server, ask again."""
         figures = self.figures
         models = await self._models()
@@ -281,7 +281,7 @@ def own_server(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
         raise UserError(f"the server ended with {server.returncode}; {log} has what it said.")
 
 
-async def soak(url: str, pid: int | None, options: argparse.Namespace) -> Figures:
+async def soak(url: str, pid: int | None, options: argparse.Namespace) -> Observed:
     """Run against a server that is there. Raises UserError where nobody answers."""
     target = Target(url=url, model="", api_key=options.key)
     async with target.client() as client:
@@ -291,7 +291,7 @@ async def soak(url: str, pid: int | None, options: argparse.Namespace) -> Figure
             raise UserError(f"{url} cannot be reached any more: {error or type(error).__name__}") from None
 
 
-def tables(figures: Figures) -> dict[str, list[dict[str, str]]]:
+def tables(figures: Observed) -> dict[str, list[dict[str, str]]]:
     """The verdict, and how the requests of every kind ended."""
     words = sorted({word for _, word in figures.ends})
     return {

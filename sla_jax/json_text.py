@@ -50,7 +50,7 @@ def items(pieces: Iterable[str]) -> Iterator[tuple[Any, BadJsonError | None]]:
     """(item, None) for each item of the list that a text in pieces is; (None, why) for one that `check` refuses.
 
     Raises BadJsonError where the text is no JSON any more."""
-    reader = _Reader(pieces)
+    reader = _ItemReader(pieces)
     reader.take("[")
     more = reader.next() != "]"
     while more:
@@ -63,7 +63,7 @@ def items(pieces: Iterable[str]) -> Iterator[tuple[Any, BadJsonError | None]]:
         raise reader.error("Extra data", reader.at)
 
 
-class _Reader:
+class _ItemReader:
     """Holds what was read of a text and not used yet."""
 
     def __init__(self, pieces: Iterable[str]):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import mix, report, soak
-from benchmarks.mix import CHAT, SHARES, Case, Clients, word_of
-from benchmarks.soak import Bound, Figures, verdict
+from benchmarks.mix import CHAT, SHARES, ClientRequest, Clients, word_of
+from benchmarks.soak import Bound, Observed, verdict
 from sla_jax.errors import UserError
 from tests.serving.asgi import call
 from tests.serving.fake import MODEL, FakeService, fake_app
@@ -24,7 +24,7 @@ JSON = {"content-type": "application/json"}
 def test_every_kind_is_drawn_and_what_is_meant_well_is_answered():
     app = fake_app(FakeService(sync=True), model=dataclasses.replace(MODEL, context=2000))
     clients = Clients(call(app, "/v1/models").json()["data"], random.Random(0))
-    seen: dict[str, list[tuple[Case, int]]] = collections.defaultdict(list)
+    seen: dict[str, list[tuple[ClientRequest, int]]] = collections.defaultdict(list)
     while set(seen) < set(SHARES) or len(seen["bad body"]) < 2:
         case = clients.draw()
         if len(seen[case.kind]) < 2:
@@ -76,14 +76,14 @@ def test_an_end_is_told_in_a_word(status, kind, body, word):
 # ---- the verdict ----
 
 
-def good() -> Figures:
+def good() -> Observed:
     """A run with nothing to be said against it."""
     counts = {
         "sla_jax_compiled_programs_total": 40.0,
         f"{soak.OUTCOMES} length": 5.0,
         "sla_jax_committed_tokens_total": 7.0,
     }
-    return Figures(
+    return Observed(
         ends=collections.Counter({("plain", "answered"): 95, ("plain", "refused"): 50}),
         seconds=100.0,
         memory=[(float(second), 1000.0 if second < 60 else 2000.0) for second in range(200)],
@@ -93,7 +93,7 @@ def good() -> Figures:
     )
 
 
-def failed(figures: Figures) -> list[str]:
+def failed(figures: Observed) -> list[str]:
     return [line.what for line in verdict(figures) if not line.holds]
 
 
@@ -139,7 +139,7 @@ def test_a_toy_comes_through_it(capsys, tmp_path, monkeypatch):
 
 
 def test_a_broken_bound_is_the_exit_code_and_the_tables_go_to_their_page(tmp_path, monkeypatch, capsys):
-    async def ran(url: str, pid: int | None, options: Any) -> Figures:
+    async def ran(url: str, pid: int | None, options: Any) -> Observed:
         assert url == "http://127.0.0.1:1" and pid is None
         return dataclasses.replace(good(), probes=[False])
 

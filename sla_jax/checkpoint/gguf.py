@@ -208,11 +208,13 @@ def llama3_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.n
         return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
 
 
-def _public(tensors: dict[str, gguf_file.Tensor], path: Path) -> tuple[dict[str, gguf_file.Tensor], dict[str, str]]:
+def _public(
+    tensors: dict[str, gguf_file.GgufTensor], path: Path
+) -> tuple[dict[str, gguf_file.GgufTensor], dict[str, str]]:
     """Tensors by public name, and which config field counts the heads of those that are interleaved.
 
     A name that the table does not have is kept as it came, so that the check of names reports it."""
-    public: dict[str, gguf_file.Tensor] = {}
+    public: dict[str, gguf_file.GgufTensor] = {}
     rotary: dict[str, str] = {}
     rows = {entry.gguf: entry for entry in TABLE if entry.gguf}
     for name, tensor in tensors.items():

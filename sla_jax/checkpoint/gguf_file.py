@@ -24,7 +24,7 @@ MAX_HEADER = 2**26  # bytes; a vocabulary of 256,000 tokens takes some ten milli
 MAX_DIMENSIONS = 4  # ggml's own
 
 
-class Tensor(NamedTuple):
+class GgufTensor(NamedTuple):
     """Where a tensor lies in its file, in bytes; its shape is slowest first, and `kind` is gguf's type."""
 
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class BadFileError(Exception):
     """What is wrong with a file."""
 
 
-def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_header(path: Path) -> tuple[dict[str, GgufTensor], dict[str, Any]]:
     """Tensors and metadata by name. A damaged or truncated file raises UserError."""
     _package(path)
     size = path.stat().st_size
@@ -62,7 +62,7 @@ def _package(path: Path) -> None:
         raise UserError(f"there is no file {path}.")
 
 
-def read_tensor(path: Path, name: str, tensor: Tensor) -> np.ndarray:
+def read_tensor(path: Path, name: str, tensor: GgufTensor) -> np.ndarray:
     """One tensor as float32, dequantized."""
     from gguf.quants import dequantize, quant_shape_to_byte_shape
 
@@ -128,12 +128,12 @@ class _Cursor:
         return numbers
 
 
-def _header(cursor: _Cursor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _header(cursor: _Cursor) -> tuple[dict[str, GgufTensor], dict[str, Any]]:
     """Tensors, their offsets counted from where the data begins, and metadata."""
     magic, version = cursor.data[cursor.take(4) : 4], cursor.number("I")
     if magic != MAGIC or version not in VERSIONS:
         raise BadFileError(f"it begins with {magic!r} and version {version}; expected {MAGIC!r} and 2 or 3")
-    tensors, metadata = dict[str, Tensor](), dict[str, Any]()
+    tensors, metadata = dict[str, GgufTensor](), dict[str, Any]()
     tensor_count, count = cursor.number("Q"), cursor.number("Q")
     for _ in range(count):
         name = _new(cursor.text(), metadata)
@@ -154,7 +154,7 @@ def _new(name: str, known: dict[str, Any]) -> str:
     return name
 
 
-def _tensor(name: str, shape: tuple[int, ...], code: int, offset: int) -> Tensor:
+def _tensor(name: str, shape: tuple[int, ...], code: int, offset: int) -> GgufTensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if code not in list(GGMLQuantizationType):
@@ -163,7 +163,7 @@ def _tensor(name: str, shape: tuple[int, ...], code: int, offset: int) -> Tensor
     block, bytes_of_block = GGML_QUANT_SIZES[kind]
     if min(shape) < 1 or shape[-1] % block:
         raise BadFileError(f"the tensor {name!r:.200} has the shape {shape}, of {kind.name} in blocks of {block}")
-    return Tensor(shape, kind, offset, math.prod(shape) // block * bytes_of_block)
+    return GgufTensor(shape, kind, offset, math.prod(shape) // block * bytes_of_block)
 
 
 def _alignment(metadata: dict[str, Any]) -> int:
@@ -173,7 +173,7 @@ def _alignment(metadata: dict[str, Any]) -> int:
     return said
 
 
-def _placed(tensors: dict[str, Tensor], end: int, alignment: int, size: int) -> dict[str, Tensor]:
+def _placed(tensors: dict[str, GgufTensor], end: int, alignment: int, size: int) -> dict[str, GgufTensor]:
     """The tensors with their offsets in the file, if none goes beyond its end or shares a byte with another."""
     start = end + -end % alignment
     placed = {name: tensor._replace(offset=start + tensor.offset) for name, tensor in tensors.items()}

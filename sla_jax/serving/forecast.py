@@ -22,7 +22,7 @@ LATEST = 32  # prompts and answers that an estimate is of
 ROUNDS = 8  # and rounds: few, for their seconds change as soon as others come or go
 
 
-class Length(NamedTuple):
+class AnswerLength(NamedTuple):
     """An answer's tokens, and whether it ended there by itself: else it was cut and would have been longer."""
 
     tokens: int
@@ -32,7 +32,7 @@ class Length(NamedTuple):
 class Survival:
     """The share of answers that are longer than t tokens, a step function of t that ends at 0."""
 
-    def __init__(self, lengths: Iterable[Length] = ()):
+    def __init__(self, lengths: Iterable[AnswerLength] = ()):
         ordered = sorted(lengths)
         left = len(ordered)
         self._steps, self._shares = [0], [1.0 if left else 0.0]
@@ -83,7 +83,7 @@ class Pace:
     def __init__(self) -> None:
         self._rounds = deque[tuple[float, int, int]](maxlen=ROUNDS)  # seconds, answers that took part, their tokens
         self._prompts = deque[tuple[float, int]](maxlen=LATEST)  # seconds, tokens
-        self._lengths = deque[Length](maxlen=LATEST)
+        self._lengths = deque[AnswerLength](maxlen=LATEST)
         self._survival = Survival()
         self._round_seconds = 0.0
         self._token_seconds = 0.0  # of one answer
@@ -109,7 +109,7 @@ class Pace:
 
     def answer(self, tokens: int, ended: bool) -> None:
         """Note an answer that is over, of at least one token; `ended` by itself or cut."""
-        self._lengths.append(Length(tokens, ended))
+        self._lengths.append(AnswerLength(tokens, ended))
         self._survival = Survival(self._lengths)
 
     def late_anyway(self, seconds: float, limit: int | None) -> float:

@@ -29,7 +29,7 @@ from sla_jax.serving.answer import Answer, Piece
 from sla_jax.serving.backend import Backend, Places
 from sla_jax.serving.errors import ApiError, bad, ended, engine_failed, timed_out
 from sla_jax.serving.messages import Chat
-from sla_jax.serving.prompts import Prompt, Prompts
+from sla_jax.serving.prompts import Prompt, PromptReader
 from sla_jax.serving.prompts import spell as _spell
 from sla_jax.serving.reasoning import Reasoner, Thinking
 from sla_jax.serving.request import Event, Finish, Inspected, Inspection, Request
@@ -226,7 +226,7 @@ class Gateway:
 
     def __init__(self, service: Backend, model: ModelInfo, tokenizer: PreTrainedTokenizerBase, config: ServeConfig):
         self.service, self.model, self.tokenizer, self.config = service, model, tokenizer, config
-        self.prompts = Prompts(tokenizer, model, config)
+        self.prompts = PromptReader(tokenizer, model, config)
         self.runs: dict[str, list[Run]] = {}
         self._numbers = itertools.count()
 

@@ -53,7 +53,7 @@ class Tokenized(NamedTuple):
     json: bytes  # a list
 
 
-class Prompts:
+class PromptReader:
     """What one server's tokenizer does, for every route with texts or tokens. Methods raise ApiError, Overloaded."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelInfo, config: ServeConfig):

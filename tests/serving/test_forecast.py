@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sla_jax.serving.forecast import LATEST, ROUNDS, Length, Pace, Survival, seconds_to_slot
+from sla_jax.serving.forecast import LATEST, ROUNDS, AnswerLength, Pace, Survival, seconds_to_slot
 
 LONGER = math.pi / 10  # which no share of counts is
 SECONDS = st.integers(0, 9).map(float)
-LENGTHS = st.lists(st.builds(Length, st.integers(1, 12), st.booleans()), max_size=8)
+LENGTHS = st.lists(st.builds(AnswerLength, st.integers(1, 12), st.booleans()), max_size=8)
 
 
-def share(lengths: list[Length], tokens: int) -> Fraction:
+def share(lengths: list[AnswerLength], tokens: int) -> Fraction:
     """Kaplan and Meier, token by token: of those that reach a token, how many go on beyond it."""
     longest = max((length.tokens for length in lengths), default=0)
     if tokens >= 2 * longest:
@@ -45,11 +45,13 @@ def test_survival_is_kaplan_and_meier_s(lengths, limit, said):
 
 def test_answers_that_are_cut_are_longer_than_they_look():
     """Of four that were cut at 10 tokens nobody knows the end; the mean of what was seen would say 10 to all."""
-    cut = [Length(10, False)] * 4
-    ended = [Length(100, True)] * 4
+    cut = [AnswerLength(10, False)] * 4
+    ended = [AnswerLength(100, True)] * 4
     assert Survival([*cut, *ended]).mean() == 100
     assert Survival(cut).mean() == 20, "none was seen to its end"
-    assert Survival([*cut, Length(5, True), Length(100, True)]).mean() == pytest.approx(5 / 6 * 100 + 1 / 6 * 5)
+    assert Survival([*cut, AnswerLength(5, True), AnswerLength(100, True)]).mean() == pytest.approx(
+        5 / 6 * 100 + 1 / 6 * 5
+    )
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from sla_jax.serving.threads import Abandoned, Threads, checkpoint
 from tests.serving.asgi import WAIT
 
 
-class Gate:
+class Latch:
     """Work that waits until it may go on."""
 
     def __init__(self):
@@ -57,7 +57,7 @@ def test_a_panic_is_an_error_and_the_thread_lives_on():
 
 def test_more_than_may_wait_is_refused_before_it_is_begun():
     async def go() -> None:
-        threads, gate = Threads("the tests", count=2, waiting=3), Gate()
+        threads, gate = Threads("the tests", count=2, waiting=3), Latch()
         calls = [asyncio.ensure_future(threads.run(gate)) for _ in range(5)]
         await asyncio.to_thread(gate.entered.wait, WAIT)
         with pytest.raises(Overloaded, match="3 requests wait for the tests") as full:
@@ -74,7 +74,7 @@ def test_more_than_may_wait_is_refused_before_it_is_begun():
 
 def test_what_nobody_waits_for_any_more_is_not_begun_and_makes_room():
     async def go() -> None:
-        threads, gate = Threads("tests", count=1, waiting=2), Gate()
+        threads, gate = Threads("tests", count=1, waiting=2), Latch()
         first = asyncio.ensure_future(threads.run(gate))
         await asyncio.to_thread(gate.entered.wait, WAIT)
         for _ in range(5):

@@ -33,7 +33,7 @@ READY = "ready"
 
 def serve(requests: Connection, seconds: int, size: int) -> None:
     """Answer requests until there are no more; one that cannot be answered has the reply null."""
-    reader = Reader(seconds)
+    reader = FormulaReader(seconds)
     bound(resource.RLIMIT_CORE, 0)
     bound(resource.RLIMIT_AS, size)
     requests.send_bytes(json.dumps(READY).encode())
@@ -57,7 +57,7 @@ def bound(kind: int, most: int) -> None:
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-class Reader:
+class FormulaReader:
     """The two requests."""
 
     def __init__(self, seconds: int):
